@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,6 +16,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.store import schema
 from blacksmith_dagster.store.database import (
     CommitConflict,
@@ -43,6 +45,12 @@ _SESSION = (
 _NO_TIMEOUTS = (
     "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0"
 )
+# An upgrade waits for a table for less than the second after which PostgreSQL looks for deadlocks, so
+# that it is the upgrade that gives way.
+_TABLE_WAIT = 500
+_UPGRADE_ATTEMPTS = 60
+_UPGRADE_PAUSE = 1.0
+_TABLE_IN_USE = frozenset({"55P03", "40P01"})  # the lock's time-out, a deadlock
 
 
 class PostgresDatabase(Database):
@@ -59,7 +67,8 @@ class PostgresDatabase(Database):
             with translate_errors(label):
                 if upgrade:
                     _upgrade(engine, label)
-                schema.check_schema(engine, label)
+                with engine.connect() as conn:
+                    schema.check(conn, label)
             super().__init__(engine, label)
             self.partitions = Partitions(self.reading)
         except BaseException:
@@ -324,10 +333,26 @@ def _engine(url: URL) -> Engine:
 
 
 def _upgrade(engine: Engine, label: str) -> None:
-    """Upgrade the schema, one process at a time, for as long as it takes."""
+    """Upgrade the schema, one process at a time, while gateways and loaders continue.
+
+    A change waits for the transactions that use its table, and whatever needs the table then waits
+    behind it. So it waits briefly, and tries again.
+    """
     with engine.connect() as conn:
         conn.detach()  # so that the connection is closed at the end, which releases the lock
         conn.exec_driver_sql(_NO_TIMEOUTS)
         conn.exec_driver_sql("SELECT pg_advisory_lock(hashtext('blacksmith store upgrade'))")
+        conn.exec_driver_sql(f"SET lock_timeout = '{_TABLE_WAIT}ms'")
         conn.commit()
-        schema.upgrade(conn, label)
+        for _ in range(_UPGRADE_ATTEMPTS):
+            try:
+                return schema.upgrade(conn, label)
+            except OperationalError as error:
+                if getattr(error.orig, "sqlstate", None) not in _TABLE_IN_USE:
+                    raise
+                time.sleep(_UPGRADE_PAUSE)
+    raise Unavailable(
+        f"the store {label} could not be upgraded in {_UPGRADE_ATTEMPTS} attempts, because other "
+        "transactions use its tables; nothing was changed. Run `blacksmith store upgrade` again when "
+        "they have ended: `SELECT xact_start, pid, query FROM pg_stat_activity ORDER BY 1` shows them"
+    )

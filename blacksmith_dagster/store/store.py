@@ -6,7 +6,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from blacksmith_dagster.errors import SequenceWentBack
-from blacksmith_dagster.store import maintenance, tables
+from blacksmith_dagster.store import maintenance, schema, tables
 from blacksmith_dagster.store.counts import Counts
 from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.history import History
@@ -57,6 +57,8 @@ class Store:
 
         Raises `SchemaOutdated`, `SequenceWentBack` or `Unavailable`.
         """
+        with self.database.reading() as conn:
+            schema.check(conn, self.label)  # another process may have upgraded it
         self.database.read_names()  # another process may have begun a new epoch
         with self.database.reading() as conn:
             highest, last = maintenance.highest_seq(conn), self.database.sequence(conn)

@@ -2,8 +2,6 @@
 
 import random
 import re
-import sqlite3
-import subprocess
 import threading
 import time
 import traceback
@@ -13,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
-import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -35,6 +32,7 @@ from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store, open_store, postgres, schema
 from blacksmith_dagster.store.records import Deviation, LoadVerdict, NewEvent, NewJob
 from blacksmith_dagster.store.tables import metadata
+from tests.support.filled_store import dump, restore
 from tests.support.pipelines.store import (
     FLIGHTS,
     SEATS,
@@ -46,7 +44,6 @@ from tests.support.pipelines.store import (
     new_event,
     take_over,
 )
-from tests.support.services.postgres import binaries
 from tests.support.waiting import until
 
 # ------------------------------------------------------------------------------------ ingest
@@ -320,16 +317,9 @@ def test_store_from_older_schema_is_rejected(
     new_store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A filled store of the schema before this one says how to start again, and stays as it was."""
-    sqlite_file = make_url(new_store_url).database if new_store_url.startswith("sqlite") else None
-    name = "sqlite" if sqlite_file else "postgresql"
-    script = (Path(__file__).parent / "older_store" / f"{name}.sql").read_text()
-    if sqlite_file:
-        with closing(sqlite3.connect(sqlite_file)) as connection:
-            connection.executescript(script)
-    else:
-        with psycopg.connect(new_store_url, autocommit=True) as connection:
-            connection.execute(script.encode())
-    before = _dump(new_store_url)
+    script = f"{make_url(new_store_url).get_backend_name()}.sql"
+    restore(new_store_url, (Path(__file__).parent / "older_store" / script).read_text())
+    before = dump(new_store_url)
     assert "too late" in before
     says = (
         r"(?s)version 0001_initial .*nothing in it was changed.*set BLACKSMITH_STORE_URL to a new"
@@ -341,17 +331,7 @@ def test_store_from_older_schema_is_rejected(
     result = CliRunner().invoke(main, ["store", "upgrade"])
     assert result.exit_code != 0
     assert re.search(says, re.sub(r"\s+", " ", result.output))
-    assert _dump(new_store_url) == before
-
-
-def _dump(url: str) -> str:
-    """Everything in a database, as text."""
-    if url.startswith("sqlite"):
-        with closing(sqlite3.connect(str(make_url(url).database))) as connection:
-            return "\n".join(connection.iterdump())
-    dump = [str(binaries() / "pg_dump"), "--inserts", "-d", url]
-    lines = subprocess.run(dump, check=True, capture_output=True, text=True).stdout.splitlines()
-    return "\n".join(line for line in lines if not line.startswith("\\"))  # one is random
+    assert dump(new_store_url) == before
 
 
 def test_the_schema_is_what_the_tables_say(store: Store) -> None:

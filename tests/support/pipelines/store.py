@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Source
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.records import FencingToken, Lane, Load, NewEvent, NewJob
+from blacksmith_dagster.store.records import Cursor, FencingToken, Lane, Load, NewEvent, NewJob
 
 FLIGHTS, SEATS = "warehouse/flights", "warehouse/seats"
 
@@ -47,6 +47,13 @@ def ingest_events(
     [ids] = store.log.append([[new_event(start + n, to=to) for n in range(count)]])
     assert isinstance(ids, list)
     return ids
+
+
+def append(store: Store, event: NewEvent, *cursors: Cursor) -> str:
+    """Store one event; returns its id."""
+    [ids] = store.log.append([[event]], cursors=cursors)
+    assert isinstance(ids, list)
+    return ids[0]
 
 
 def take_over(

@@ -45,11 +45,16 @@ def repeated(action: Callable[[], object], rate: float) -> Iterator[None]:
 
 
 class BlacksmithProcess:
-    """A running `blacksmith` command. Its output is in `log`."""
+    """A running `blacksmith` command. Its output is in `log`. `folder` has the package that it runs."""
 
     def __init__(
-        self, arguments: Sequence[str], store_url: str, env: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        store_url: str,
+        env: Mapping[str, str] | None = None,
+        folder: Path = ROOT_FOLDER,
     ) -> None:
+        self._folder = folder
         self._command = [sys.executable, "-W", "error", "-m", "blacksmith_dagster.cli", *arguments]
         self._home = Path(tempfile.mkdtemp(prefix="blacksmith-home-"))
         self._env = {
@@ -83,7 +88,7 @@ class BlacksmithProcess:
                 stdout=out,
                 stderr=out,
                 env=self._env,
-                cwd=ROOT_FOLDER,
+                cwd=self._folder,
             )
 
     def stop(self, seconds: float = 30.0) -> int:
@@ -126,6 +131,7 @@ class GatewayProcess(BlacksmithProcess):
         certificate: Path | None = None,
         trusted_proxies: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        folder: Path = ROOT_FOLDER,
     ) -> None:
         self.port = free_port()
         self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
@@ -135,7 +141,7 @@ class GatewayProcess(BlacksmithProcess):
         if certificate is not None:
             arguments.append(f"--tls-cert={certificate}")
             self.verify = ssl.create_default_context(cafile=str(certificate))
-        super().__init__(arguments, store_url, {"CLOSED_TOKEN": "a-token", **(env or {})})
+        super().__init__(arguments, store_url, {"CLOSED_TOKEN": "a-token", **(env or {})}, folder)
 
     def start(self) -> None:
         """Start it and wait until it is ready."""

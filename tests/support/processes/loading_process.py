@@ -21,7 +21,10 @@ _MAIN = "tests.support.processes.loading_main"
 
 
 class LoaderProcess:
-    """A process that loads due jobs of some destination events until it is stopped."""
+    """A process that loads due jobs of some destination events until it is stopped.
+
+    It records in `folder`; `package` is the folder with the package that it runs.
+    """
 
     def __init__(
         self,
@@ -30,7 +33,9 @@ class LoaderProcess:
         *arguments: str,
         main: str = _MAIN,
         env: Mapping[str, str] | None = None,
+        package: Path = ROOT_FOLDER,
     ) -> None:
+        self._package = package
         self._command = [sys.executable, "-W", "error", "-m", main, *(arguments or (FLIGHTS,))]
         self._env = {
             **os.environ,
@@ -51,7 +56,7 @@ class LoaderProcess:
                 stdout=out,
                 stderr=out,
                 env=self._env,
-                cwd=ROOT_FOLDER,
+                cwd=self._package,
             )
 
     @property
