@@ -2,7 +2,7 @@
 # the test services, which scripts/services installs from Debian if it has the rights.
 PYTHON ?= python3
 
-.PHONY: demo test soak check format bench build docs services clean
+.PHONY: demo test unit soak check format bench build docs services clean
 
 demo: .venv/demo.stamp
 	.venv/bin/python -m scripts.demo $(ARGS)
@@ -10,10 +10,15 @@ demo: .venv/demo.stamp
 test: .venv/dev.stamp services
 	.venv/bin/python -m scripts.run_tests $(PYTEST_ARGS)
 
-# Rounds of random faults in a deployment of several hosts: 100 rounds take about half an hour.
+# What needs no service and no type checker.
+unit: .venv/dev.stamp
+	.venv/bin/python -m pytest tests/unit $(PYTEST_ARGS)
+
+# Rounds of what is random: faults in a deployment of several hosts, and generated input. A hundred
+# rounds take about an hour.
 soak: .venv/dev.stamp services
-	BLACKSMITH_TEST_SOAK=true BLACKSMITH_TEST_ROUNDS=$(or $(ROUNDS),100) BLACKSMITH_TEST_SEED=$(SEED) \
-		.venv/bin/python -m pytest -s tests/acceptance/test_supervision_outages.py $(PYTEST_ARGS)
+	BLACKSMITH_TEST_SOAK=$(or $(ROUNDS),100) BLACKSMITH_TEST_SEED=$(SEED) \
+		.venv/bin/python -m pytest -s -m 'soak or hypothesis' $(PYTEST_ARGS)
 
 check: .venv/dev.stamp
 	.venv/bin/ruff check

@@ -11,7 +11,7 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
-from tests.support import empty_stores, markers, ordering
+from tests.support import empty_stores, markers, ordering, soak
 from tests.support.services import Unavailable
 from tests.support.services.consul import ConsulServer
 from tests.support.services.kafka import KafkaServer
@@ -32,6 +32,9 @@ _missing: dict[str, set[str]] = {}  # a service that cannot be had, and why -> t
 hypothesis.settings.register_profile("local", deadline=None)
 if not CI:
     hypothesis.settings.load_profile("local")
+if soak.ROUNDS:
+    hypothesis.settings.register_profile("soak", deadline=None, max_examples=10 * soak.ROUNDS)
+    hypothesis.settings.load_profile("soak")
 
 
 def pytest_configure() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.test_trust import PIPELINE, SECRETS, WHSEC, bearer, write_key
+from tests.support import soak
 from tests.support.pipelines.trust import NEW, OLD, WHSEC_NEW, WHSEC_OLD
 from tests.support.processes.blacksmith import GATEWAY_PIPELINE, GatewayProcess
 
@@ -31,6 +32,8 @@ ENV = {
 NOT_PROMISED = "positive_data_acceptance,negative_data_rejection"
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(180 + 10 * soak.ROUNDS)
 @pytest.mark.parametrize(
     ("pipeline", "proof"),
     [
@@ -51,7 +54,7 @@ def test_door_fuzz(pipeline: str, proof: dict[str, str], store_url: str, tmp_pat
                 f"{gateway.url}/_openapi.json",
                 f"--header=Authorization: {proof['Authorization']}",
                 "--phases=coverage,fuzzing",
-                "--max-examples=20",
+                f"--max-examples={soak.rounds(20)}",
                 f"--exclude-checks={NOT_PROMISED}",
                 f"--seed={seed}",
                 "--request-timeout=30",
@@ -62,7 +65,7 @@ def test_door_fuzz(pipeline: str, proof: dict[str, str], store_url: str, tmp_pat
             capture_output=True,
             text=True,
             check=False,
-            timeout=170,
+            timeout=170 + 10 * soak.ROUNDS,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         operations = sum(map(len, gateway.client_get("/_openapi.json").json()["paths"].values()))

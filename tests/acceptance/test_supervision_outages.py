@@ -18,6 +18,7 @@ from blacksmith_dagster.store.tables import loads
 from blacksmith_dagster.supervisor import GATEWAY, SCHEDULER
 from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
+from tests.support import soak
 from tests.support.pipelines.loading import RECORDING
 from tests.support.processes.blacksmith import GatewayProcess
 from tests.support.processes.hosts import (
@@ -37,8 +38,8 @@ T = TypeVar("T")
 
 pytestmark = pytest.mark.consul
 
-DOWN = 60.0 if os.environ.get("BLACKSMITH_TEST_SOAK") else 5 * TTL
-ROUNDS = int(os.environ.get("BLACKSMITH_TEST_ROUNDS", "4"))
+DOWN = 60.0 if soak.ROUNDS else 5 * TTL
+ROUNDS = soak.rounds(4)
 
 
 @pytest.fixture
@@ -111,6 +112,7 @@ def _ready(server: ConsulServer) -> bool:
     return server.ready()
 
 
+@pytest.mark.soak
 def test_consul_down_for_a_minute(single: ConsulServer, postgres_url: str, tmp_path: Path) -> None:
     """Down for a minute in a soak test, and for five times to live otherwise."""
     with (
@@ -205,6 +207,7 @@ def test_status_has_tables_of_services_and_locks(
     assert flights[1:7] == ["0", "5", "0", "0", "0", "5"]  # the last is the lag
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(120 + 60 * ROUNDS)
 def test_random_rounds(cluster: ConsulCluster, postgres_url: str, tmp_path: Path) -> None:
     """Two gateways under load, three hosts, three servers, and random faults.

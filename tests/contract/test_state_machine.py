@@ -30,6 +30,7 @@ from blacksmith_dagster.store.records import (
     SelectedJob,
     Window,
 )
+from tests.support import soak
 from tests.support.pipelines.store import FLIGHTS, app, departed, take_over
 from tests.support.purging import index_time, purged
 
@@ -321,7 +322,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.discarded_before, self.succeeded_before = counts.discarded, counts.succeeded
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.soak
+@pytest.mark.timeout(300 + 30 * soak.ROUNDS)
 def test_state_machine(store_url: str) -> None:
     opened = open_store(store_url, upgrade=True)
     opened.register(app)
@@ -332,7 +334,7 @@ def test_state_machine(store_url: str) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=10,
+            max_examples=soak.rounds(10),
             phases=[Phase.generate, Phase.shrink],
             stateful_step_count=25,
             deadline=None,

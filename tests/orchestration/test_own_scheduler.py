@@ -13,6 +13,7 @@ from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule
 from blacksmith_dagster.backends import Backends
 from blacksmith_dagster.cli import main
 from blacksmith_dagster.composition import build_realtime, open_scheduler
+from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.orchestration import build_definitions
 from blacksmith_dagster.scheduler import StandardScheduler, Summary
 from blacksmith_dagster.settings import Settings
@@ -134,3 +135,9 @@ def test_own_scheduler_serves_every_path(backends: Backends, instance: DagsterIn
         .success
     )
     assert lanes() == {Lane.REPLAY}
+
+
+def test_a_wrong_scheduler_is_reported_when_the_definitions_are_built() -> None:
+    app = Blacksmith(sources=[], destinations=[], scheduler=object())
+    with pytest.raises(DeclarationError, match="object has no method drain"):
+        build_definitions(app, start_date="2026-01-01")

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -44,6 +44,7 @@ from blacksmith_dagster.pubsub import open_pubsub
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.store.records import NewEvent, NewJob
 from blacksmith_dagster.supervisor import open_supervisor
+from tests.support.declaring import check_duration
 from tests.support.pipelines.orchestration import Pipeline
 
 WARM = WarmRuns(idle="10m", age="15m", notice="60s")
@@ -100,6 +101,21 @@ def test_a_run_cannot_end_before_it_has_announced_it() -> None:
         WarmRuns(age="1m", notice="1m")
     with pytest.raises(DeclarationError, match="'soon' is not a duration"):
         WarmRuns(idle="soon")
+
+
+@pytest.mark.parametrize(
+    ("place", "declare"),
+    [
+        ("WarmRuns: idle", lambda given: WarmRuns(idle=given)),
+        ("WarmRuns: age", lambda given: WarmRuns(age=given, notice="1ms")),
+        ("WarmRuns: notice", lambda given: WarmRuns(notice=given)),
+    ],
+    ids=["idle", "age", "notice"],
+)
+def test_durations_of_warm_runs_as_text_or_timedelta(
+    place: str, declare: Callable[[Any], Any]
+) -> None:
+    check_duration(place, declare)
 
 
 # ------------------------------------------------------------------------------ the sensor decides

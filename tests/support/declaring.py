@@ -1,6 +1,7 @@
 """Helpers of the tests of wrong declarations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from blacksmith_dagster import (
     Destination,
     Source,
 )
+from blacksmith_dagster.errors import UsageError
 
 
 def refused(
@@ -21,6 +23,28 @@ def refused(
         declare(*arguments, **named)
     assert says in str(raised.value)
     assert fix in str(raised.value)
+
+
+WRONG_DURATIONS: list[Any] = ["", "5", "five minutes", "5 m", "-5m", "5m ", "1e3s", "5M", "3651d"]
+WRONG_DURATIONS += ["9" * 400 + "d", 300, 0.5, timedelta(-1), timedelta(3651)]
+
+
+def check_duration(
+    place: str,
+    declare: Callable[[Any], Any],
+    right: Iterable[Any] = ("70s", "1m10s", timedelta(seconds=70)),
+    *,
+    may_be_zero: bool = False,
+) -> None:
+    """Assert that `declare` takes durations, and names `place` in the error for what is none."""
+    for duration in right:
+        declare(duration)
+    zeros = [] if may_be_zero else ["0s", "0.0001ms", timedelta(0)]
+    for wrong in (*WRONG_DURATIONS, *zeros):
+        with pytest.raises((DeclarationError, UsageError)) as raised:
+            declare(wrong)
+        assert f"{place}: {wrong!r}" in str(raised.value)
+        assert "write" in str(raised.value)
 
 
 def load(batch: Batch[Any]) -> None: ...

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_COMPUTING = ("acceptance", "orchestration")  # they start processes, and Dagster
+_COMPUTING = ("acceptance", "orchestration", "project")  # they start processes, and Dagster
 
 
 def alternated(items: Iterable[tuple[Path, T]]) -> Sequence[T]:

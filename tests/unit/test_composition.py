@@ -9,7 +9,6 @@ from blacksmith_dagster import Blacksmith
 from blacksmith_dagster.composition import gateway_of, scheduler_of
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.gateway import StandardGateway
-from blacksmith_dagster.orchestration import build_definitions
 from blacksmith_dagster.scheduler import StandardScheduler
 
 
@@ -48,8 +47,3 @@ def test_one_that_cannot_serve_is_rejected(
     assert f"{standard.__name__} has it, or leave {name}= out" in str(error.value)
     with pytest.raises(DeclarationError, match=rf"write {name}={standard.__name__}\(\.\.\.\)"):
         check(app(**{name: standard}))
-
-
-def test_a_wrong_scheduler_is_reported_when_the_definitions_are_built() -> None:
-    with pytest.raises(DeclarationError, match="object has no method drain"):
-        build_definitions(app(scheduler=object()), start_date="2026-01-01")

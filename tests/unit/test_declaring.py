@@ -1,15 +1,11 @@
 """A wrong declaration fails where it is written, with the rule and the fix."""
 
-import re
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
-from dagster import AssetSpec
-from hypothesis import given
-from hypothesis import strategies as st
 
 from blacksmith_dagster import (
     CORS,
@@ -33,11 +29,9 @@ from blacksmith_dagster import (
     StripeSignature,
 )
 from blacksmith_dagster.destinations import HTTPDestination
-from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.gateway import StandardGateway
-from blacksmith_dagster.orchestration import WarmRuns
 from blacksmith_dagster.pipeline.validation import duration
-from tests.support.declaring import load, pair, refused
+from tests.support.declaring import WRONG_DURATIONS, check_duration, load, pair, refused
 
 
 def application(*parts: Source | Destination[Any]) -> Blacksmith:
@@ -384,15 +378,10 @@ DURATIONS: dict[str, Callable[[Any], Any]] = {
     "mail/sent: request_timeout": lambda given: HTTPDestination(
         "mail", url="https://mail.example"
     ).post("sent", receives=pair()[1], request_timeout=given),
-    "WarmRuns: idle": lambda given: WarmRuns(idle=given),
-    "WarmRuns: age": lambda given: WarmRuns(age=given, notice="1ms"),
-    "WarmRuns: notice": lambda given: WarmRuns(notice=given),
     "lake/load: retry_after": lambda given: BATCH.fail(BATCH[0], "busy", retry_after=given),
 }
 BATCH = Batch("lake/load", [Job({}, Event({}), "k", 1)])
 MAY_BE_ZERO = {"CORS: max_age", "lake/load: retry_after"}
-WRONG_DURATIONS: list[Any] = ["", "5", "five minutes", "5 m", "-5m", "5m ", "1e3s", "5M", "3651d"]
-WRONG_DURATIONS += ["9" * 400 + "d", 300, 0.5, timedelta(-1), timedelta(3651)]
 
 
 def declared_event(**properties: Any) -> Any:
@@ -402,15 +391,8 @@ def declared_event(**properties: Any) -> Any:
 
 @pytest.mark.parametrize("place", DURATIONS)
 def test_durations_as_text_or_timedelta(place: str) -> None:
-    give = DURATIONS[place]
-    for right in ("70s", "1m10s", timedelta(seconds=70)) if "mail" not in place else ("9s",):
-        give(right)
-    nothing = [] if place in MAY_BE_ZERO else ["0s", "0.0001ms", timedelta(0)]
-    for wrong in (*WRONG_DURATIONS, *nothing):
-        with pytest.raises((DeclarationError, UsageError)) as raised:
-            give(wrong)
-        assert f"{place}: {wrong!r}" in str(raised.value)
-        assert "write" in str(raised.value)
+    right = ("9s",) if "mail" in place else ("70s", "1m10s", timedelta(seconds=70))
+    check_duration(place, DURATIONS[place], right, may_be_zero=place in MAY_BE_ZERO)
 
 
 @pytest.mark.parametrize("text", [text for text in WRONG_DURATIONS if isinstance(text, str)])
@@ -495,33 +477,6 @@ def test_wrong_tags_are_refused(tags: Any) -> None:
         (partial(lake.event(receives=departed, tags=tags), load), "lake/load"),
     ):
         refused(declare, says=f"{where}: tag", fix="write key and value with letters")
-
-
-@given(
-    st.one_of(
-        st.from_regex(re.compile(r"team:\w{1,9}", re.ASCII), fullmatch=True),
-        st.emails(),
-        st.text(max_size=12),
-    )
-)
-def test_dagster_accepts_the_owners_that_are_accepted(owner: str) -> None:
-    try:
-        owners = Source("airport", owners=[owner]).owners
-    except DeclarationError:
-        return
-    assert AssetSpec("airport", owners=owners).owners == (owner,)
-
-
-_words = st.text("aZ0_.-/ é", max_size=9)
-
-
-@given(_words, _words)
-def test_dagster_accepts_the_tags_that_are_accepted(key: str, value: str) -> None:
-    try:
-        tags = Source("airport", tags={key: value}).tags
-    except DeclarationError:
-        return
-    assert AssetSpec("airport", tags=tags).tags == {key: value}
 
 
 def test_an_application_is_made_of_sources_and_destinations() -> None:

@@ -1,39 +1,17 @@
 """Schedules and retry policies: what is accepted, and when a failed job is retried."""
 
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import dagster
 import pytest
-from dagster._utils.schedules import cron_string_iterator, is_valid_cron_string
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from blacksmith_dagster import DeclarationError, RetryPolicy, Schedule
+from tests.support.crons import CRONS, NOW, NOWS
 
-NOW = datetime(2026, 3, 1, 12, 7, 30, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 FIX = "write '@every <duration>', a nickname such as '@daily', or a cron expression of five fields"
-
-TAKEN = [
-    "* * * * *",
-    "*/5 * * * *",
-    "0 3 * * 1-5",
-    "0 3 * * mon-fri",
-    "0 3 * * MON,WED",
-    "15,45 */2 1 jan,jul *",
-    "0 0 29 2 *",
-    "0 0 L * *",
-    "0 0 * * 7",
-    "0 0 30 4 *",
-    "@hourly",
-    "@daily",
-    "@midnight",
-    "@weekly",
-    "@monthly",
-    "@yearly",
-    "@annually",
-]
 
 REFUSED = [
     "",
@@ -73,68 +51,11 @@ REFUSED = [
 ]
 
 
-def with_dagster(cron: str) -> None:
-    @dagster.op
-    def nothing() -> None: ...
-
-    job = dagster.GraphDefinition("nothing_at_all", node_defs=[nothing]).to_job()
-    dagster.ScheduleDefinition(job=job, cron_schedule=cron, execution_timezone="UTC")
-
-
-def next_tick(cron: str, now: datetime) -> datetime:
-    """When Dagster would next start a schedule after `now`."""
-    ticks = cron_string_iterator(now.timestamp(), cron, "UTC")
-    return next(tick for tick in ticks if tick > now)
-
-
-@pytest.mark.parametrize("cron", TAKEN)
-def test_a_cron_that_is_accepted_is_dagsters_too(cron: str) -> None:
-    assert Schedule(cron).interval == cron
-    assert Schedule(cron).every is None
-    with_dagster(cron)
-    assert next_tick(cron, NOW) > NOW
-
-
 @pytest.mark.parametrize("interval", REFUSED)
 def test_another_interval_is_refused(interval: Any) -> None:
     with pytest.raises(DeclarationError) as raised:
         Schedule(interval)
     assert f"Schedule({interval!r}): {FIX}" in str(raised.value)
-
-
-def _values(low: int, high: int, names: str = "") -> st.SearchStrategy[str]:
-    one = st.integers(low, high).map(str)
-    if names:
-        one = one | st.sampled_from(names.split())
-    step = st.integers(1, high + 1).map(str)
-    ranges = st.tuples(one, one).map("-".join)
-    part = st.one_of(
-        st.just("*"), one, ranges, step.map("*/{}".format), st.tuples(ranges, step).map("/".join)
-    )
-    return st.lists(part, min_size=1, max_size=3).map(",".join)
-
-
-CRONS = st.tuples(
-    _values(0, 60),
-    _values(0, 24),
-    _values(0, 32, "L"),
-    _values(0, 13, "jan FEB dec"),
-    _values(0, 8, "mon SUN"),
-).map(" ".join)
-NOWS = st.timedeltas(timedelta(0), timedelta(days=3650)).map(NOW.__add__)
-
-
-@given(CRONS, NOWS)
-@example("0 0 30 2 1", NOW)
-@example("0 0 29 2 *", NOW)
-def test_a_failed_job_is_due_at_dagsters_next_tick(cron: str, now: datetime) -> None:
-    try:
-        schedule = Schedule(cron)
-    except DeclarationError:
-        assume(False)
-    assert is_valid_cron_string(cron)
-    due = now + RetryPolicy().delay_after(1, schedule.gap(now))
-    assert due == max(next_tick(cron, now), now + timedelta(seconds=1))
 
 
 def test_a_cron_is_in_utc_whatever_zone_the_failure_is_shown_in() -> None:
