@@ -239,7 +239,10 @@ def test_hundred_thousand_retries_due_at_once(store: Store) -> None:
     failed: set[str] = set()
     all_failed = threading.Event()
 
+    calls: list[int] = []
+
     def load(batch: Batch[Any]) -> None:
+        calls.append(len(batch))
         if not all_failed.is_set():
             failed.update(job.key for job in batch)
             for job in batch:
@@ -255,13 +258,12 @@ def test_hundred_thousand_retries_due_at_once(store: Store) -> None:
     assert store.counts.of("lake/kept").retrying == 100_000
     time.sleep(1.0)  # all of them are due now
     new = pipeline.accept([{"n": -1}])
-    before = time.monotonic()
+    calls.clear()
     pipeline.settle()
-    seconds = time.monotonic() - before
-    print(f"100,000 retries took {seconds:.1f} s")
     result = judge(store, "lake/kept", ids + new, pipeline.loaded, histories=5)
     assert result.succeeded == set(ids + new)
-    assert seconds < 30
+    # Full batches, and one for the new job: the retries are not loaded group by group.
+    assert len(calls) <= 2 * 11, calls
 
 
 def test_stale_process_cannot_evict_the_holder(store: Store) -> None:

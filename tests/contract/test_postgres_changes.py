@@ -25,6 +25,7 @@ from tests.support.changing import (
 )
 from tests.support.services.postgres import Postgres, PostgresServer
 
+STREAMS = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
 CUSTOMERS = "CREATE TABLE customers (id int PRIMARY KEY, name text, note text)"
 
 
@@ -491,7 +492,7 @@ def test_silent_server_is_reported(
     url = durable_postgres.create_database()
     run(url, CUSTOMERS)
     with ledger.listening(changes_of(url, "customers")):
-        ledger.wait(lambda: ledger.cursor != "null")
+        ledger.wait(lambda: ledger.cursor != "null" and ask(url, STREAMS))
         server = psutil.Process(durable_postgres.process.pid)  # type: ignore[union-attr]
         processes = [server, *server.children(recursive=True)]
         for process in processes:

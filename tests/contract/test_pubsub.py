@@ -116,7 +116,7 @@ def test_wait_ends_after_its_timeout(subscribe: Subscribe) -> None:
     for timeout in (0.5, 0.0):
         began = time.monotonic()
         assert not subscriber.wait(timeout)
-        assert timeout - 0.02 <= time.monotonic() - began < timeout + 0.5
+        assert timeout - 0.02 <= time.monotonic() - began < timeout + A_FEW_SECONDS
 
 
 def test_wait_ends_with_the_first_message(publisher: Publisher, subscribe: Subscribe) -> None:
@@ -131,8 +131,9 @@ def test_wait_ends_with_the_first_message(publisher: Publisher, subscribe: Subsc
             paths, ended = waiting.result()
             assert set(paths) == {FLIGHTS}
             took.append(ended - sent)
-    # Far above what it takes, and far below what looking from time to time would make of it.
-    assert statistics.median(took) < 0.025
+    # Far above what it takes, and far below what looking from time to time would make of it. The
+    # fastest quarter, as the others may wait for a core.
+    assert statistics.quantiles(took, n=4)[0] < 0.02
 
 
 def test_close_ends_a_wait(pubsub: PubSub, subscribe: Subscribe) -> None:

@@ -464,6 +464,8 @@ def test_a_bug_is_reported_as_the_failure(
         warm.messages.say(FLIGHTS)
     until(lambda: loop.failure)
     assert loop.failure is bug or where == "report"
+    until(lambda: caplog.messages)
+    loop.stop()
     assert len(caplog.messages) == 1
 
 

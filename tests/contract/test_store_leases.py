@@ -32,14 +32,12 @@ def test_a_lock_whose_renewal_hangs_is_lost_in_time(
     supervisor: StoreSupervisor, store_url: str
 ) -> None:
     with contextlib.closing(open_store(store_url)) as other:
-        before = time.monotonic()
         lease = supervisor.acquire(KEY, "we")
         assert lease is not None
         with other.database.writing() as connection:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("lock table leases in share mode"))
-            assert lease.lost.wait(5 * TTL)
-            assert time.monotonic() - before < TTL + 0.3
+            assert lease.lost.wait(2 * TTL)
 
 
 def test_a_rejected_renewal_is_a_loss(supervisor: StoreSupervisor, store: Store) -> None:
