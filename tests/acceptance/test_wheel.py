@@ -132,7 +132,12 @@ def test_wheel_runs_the_first_pipeline(environment: Environment, tmp_path: Path)
 def dev(environment: Environment, project: Path) -> Iterator[tuple[str, Path]]:
     """Run `blacksmith dev`; yields the gateway's URL, and the file with what is printed."""
     port, ui_port, log = free_port(), free_port(), project.parent / "log"
-    command = [environment.bin / "blacksmith", "dev", f"--port={port}", f"--ui-port={ui_port}"]
+    command: list[str | Path] = [
+        environment.bin / "blacksmith",
+        "dev",
+        f"--port={port}",
+        f"--ui-port={ui_port}",
+    ]
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as out:
         process = subprocess.Popen(

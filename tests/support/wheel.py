@@ -22,7 +22,14 @@ class Built(NamedTuple):
 
 def build(folder: Path) -> Built:
     """Build the sdist, and the wheel from it, into `folder`."""
-    command = [sys.executable, "-m", "build", "--no-isolation", f"--outdir={folder}", ROOT_FOLDER]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        f"--outdir={folder}",
+        ROOT_FOLDER,
+    ]
     subprocess.run(command, check=True, capture_output=True)
     [sdist], [wheel] = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return Built(sdist, wheel)
