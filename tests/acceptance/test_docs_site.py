@@ -47,9 +47,9 @@ def test_docs_build_strictly(site: Path, capfd: pytest.CaptureFixture[str]) -> N
         "anchor does not exist",
         "unresolved autoref",
     }
-    (site / "docs" / "alone.md").write_text("# Alone\n")
+    (site / "docs" / "unlisted.md").write_text("# Unlisted\n")
     assert faults(site, capfd, "CHANGELOG.md", "\n[a](docs/page.md)\n") == {
-        "nav does not name alone.md",
+        "nav does not name unlisted.md",
         "changelog/index.html: the link ../docs/page/ leads nowhere",
     }
 
