@@ -29,8 +29,9 @@ def copy_sources(project: Path, folder: Path) -> None:
     """Copy what the site is made of. Zensical wants it in one folder, where it also keeps its cache."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(project / "docs", folder / "docs")
-    for name in ("zensical.toml", "CHANGELOG.md"):
-        shutil.copy(project / name, folder)
+    shutil.copy(project / "zensical.toml", folder)
+    changelog = (project / "CHANGELOG.md").read_text()
+    (folder / "CHANGELOG.md").write_text(changelog.replace("](docs/", "]("))  # it is a page there
 
 
 def build(folder: Path) -> int:
