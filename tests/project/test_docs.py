@@ -20,8 +20,9 @@ DOCUMENTS = {
 }
 
 
-def test_readme_has_a_pipeline() -> None:
+def test_readme_has_a_pipeline_and_is_short() -> None:
     assert any("Blacksmith(" in block for block in DOCUMENTS["README.md"])
+    assert len((PROJECT / "README.md").read_text().splitlines()) <= 120
 
 
 @pytest.mark.parametrize("document", [name for name, blocks in DOCUMENTS.items() if blocks])
