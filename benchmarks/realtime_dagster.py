@@ -114,8 +114,7 @@ def _rows(alerts: WarmDeployment, busy: float) -> Iterator[Figure]:
     """An hour's rows in Dagster's event log, extrapolated from one run. Counted for a destination with
     a single event: `stuck` is left out, and the run's own rows count for the other one."""
     run = alerts.runs()[0]
-    with alerts.instance() as instance:
-        messages = [entry.message for entry in instance.all_logs(run.run_id)]
+    messages = [entry.message for entry in alerts.instance.all_logs(run.run_id)]
     own = [message for message in messages if "stuck" not in message]
     minutes = sum(message.startswith("Materialized") for message in own)
     hourly = _RUNS_AN_HOUR * (_MATERIALIZATIONS_A_RUN + len(own) - minutes)

@@ -64,9 +64,8 @@ def test_polled_events_reach_a_destination(tower: Polling) -> None:
     tower.daemon()
     until(tower.has_loaded(500), 120, "the missed lines are loaded")
     assert tower.seen() == list(range(1, 501))  # none lost, none twice
-    with tower.instance() as instance:
-        key = AssetKey(["tower", "seen"])
-        observed = instance.fetch_observations(key, limit=10, ascending=True).records
+    key = AssetKey(["tower", "seen"])
+    observed = tower.instance.fetch_observations(key, limit=10, ascending=True).records
     reported = {record.run_id: record.asset_observation for record in observed}
     received = [
         materialization.metadata["events_received"].value

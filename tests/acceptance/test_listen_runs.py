@@ -161,8 +161,7 @@ def test_a_terminated_run_keeps_what_it_has_read(deploy: Callable[..., Listening
         until(lambda: shop.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "it is canceled")
         shop.reading(2)
     shop.judge()
-    with shop.instance() as instance:
-        records = instance.fetch_observations(AssetKey(CHANGED.split("/")), limit=10).records
+    records = shop.instance.fetch_observations(AssetKey(CHANGED.split("/")), limit=10).records
     assert run.run_id in {record.run_id for record in records}
     read = [line["sent"] for line in shop.lines()]
     assert len(read) == len(set(read))  # no line was read and dropped

@@ -171,14 +171,13 @@ def test_handover_leaves_no_gap(deploy: Deploy) -> None:
     until(alerts.is_settled, 60, "everything is loaded")
     alerts.judge()
     assert alerts.overlaps() == []
-    with alerts.instance() as instance:
-        first = alerts.runs()[0]
-        assert first.status is DagsterRunStatus.SUCCESS
-        outputs = [
-            entry.dagster_event.step_output_data.metadata
-            for entry in instance.all_logs(first.run_id)
-            if entry.dagster_event and entry.dagster_event.is_successful_output
-        ]
+    first = alerts.runs()[0]
+    assert first.status is DagsterRunStatus.SUCCESS
+    outputs = [
+        entry.dagster_event.step_output_data.metadata
+        for entry in alerts.instance.all_logs(first.run_id)
+        if entry.dagster_event and entry.dagster_event.is_successful_output
+    ]
     assert outputs[0]["stop_reason"].value == "30s old, and another takes over"
 
 

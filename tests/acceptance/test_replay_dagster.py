@@ -88,8 +88,7 @@ def launch(dagster: DagsterProcess) -> None:
 
 
 def materialized(lake: Deployment) -> set[str]:
-    with lake.instance() as instance:
-        return set(instance.get_materialized_partitions(AssetKey(FLIGHTS.split("/"))))
+    return set(lake.instance.get_materialized_partitions(AssetKey(FLIGHTS.split("/"))))
 
 
 @on_sqlite

@@ -67,6 +67,7 @@ class Wandering:
             FOLDER: str(home),
             WAREHOUSE: f"sqlite:///{self.warehouse}",
         }
+        self.instance = DagsterInstance.from_config(str(home))
         port = free_port()
         arguments = ["dagster", "dev", "--port", str(port), "--module-name", MODULE]
         arguments += ["--working-directory", str(ROOT_FOLDER)]
@@ -95,10 +96,9 @@ class Wandering:
         return run
 
     def run(self, run_id: str) -> DagsterRun:
-        with DagsterInstance.from_config(str(self.home)) as instance:
-            run = instance.get_run_by_id(run_id)
-            assert run
-            return run
+        run = self.instance.get_run_by_id(run_id)
+        assert run
+        return run
 
     def ended(self, run_id: str) -> DagsterRunStatus:
         """Wait until a run has ended; returns its status."""
@@ -123,6 +123,7 @@ def wandering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wandering]:
     running = Wandering(tmp_path_factory.mktemp("home"))
     yield running
     running.dagster.kill()
+    running.instance.dispose()
 
 
 @pytest.fixture

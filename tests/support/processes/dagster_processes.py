@@ -8,8 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -65,6 +64,7 @@ class Deployment:
         }
         self.store: Store = open_store(store_url, upgrade=True)
         self.store.register(self.app)
+        self.instance = DagsterInstance.from_config(str(home))  # Dagster's own storage
         self.wanted: set[str] = set()
         self._processes: list[DagsterProcess] = []
 
@@ -74,6 +74,7 @@ class Deployment:
             process.kill()
         for pid in {line["pid"] for line in self.lines()}:
             kill_leftover(pid)
+        self.instance.dispose()
         self.store.close()
 
     def receive(
@@ -107,27 +108,19 @@ class Deployment:
         return process
 
     # -- what happened
-    @contextmanager
-    def instance(self) -> Iterator[DagsterInstance]:
-        """Dagster's own storage."""
-        with DagsterInstance.from_config(str(self.home)) as instance:
-            yield instance
-
     def runs(self) -> list[DagsterRun]:
         """All runs of the deployment's job, oldest first."""
         return self.runs_of(self.job)
 
     def runs_of(self, job: str) -> list[DagsterRun]:
         """All runs of a job, oldest first."""
-        with self.instance() as instance:
-            return [run for run in reversed(instance.get_runs()) if run.job_name == job]
+        return [run for run in reversed(self.instance.get_runs()) if run.job_name == job]
 
     def status(self, run_id: str) -> DagsterRunStatus:
         """The current status of a run."""
-        with self.instance() as instance:
-            run = instance.get_run_by_id(run_id)
-            assert run
-            return run.status
+        run = self.instance.get_run_by_id(run_id)
+        assert run
+        return run.status
 
     def lines(self) -> list[dict[str, Any]]:
         """The destination's complete lines in the record, oldest first."""
