@@ -26,6 +26,9 @@ check: .venv/dev.stamp
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/python -m scripts.check_words
+	.venv/bin/hadolint Dockerfile
+	.venv/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec compose.yaml deploy/compose.yaml
+	.venv/bin/kubernetes-validate --strict --quiet deploy/kubernetes/*.yaml
 	.venv/bin/python -m scripts.build_docs
 
 format: .venv/dev.stamp
