@@ -1,4 +1,7 @@
-"""Docstrings as the docs site shows them: examples as code, public names as links to their reference."""
+"""Docstrings as the docs site shows them.
+
+Examples are code, public names are links to their reference, and a record begins with its fields.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from griffe import Docstring, Extension, Object
+from griffe import Attribute, Class, Docstring, Extension, Object
 
 PROJECT = Path(__file__).resolve().parents[1]
 MODULES = (
@@ -27,8 +30,12 @@ _MORE = {
         "DestinationEventProperties": "pipeline.destination",
         "StandardGateway": "gateway",
         "StandardScheduler": "scheduler",
+        "Summary": "scheduler",
+        "Wanderer": "wanderer.run",
     }.items()
 }
+# Bases whose classes get their signature when they are defined.
+_RECORDS = frozenset({"Struct", "NamedTuple", "TypedDict", "Config"})
 _EXAMPLE = re.compile(r"^>>>.*(?:\n(?!\n).*)*", re.MULTILINE)
 _NAME = re.compile(r"(?<!\[)`(\w+)`(?!\])")
 
@@ -63,9 +70,11 @@ class MarkdownDocstrings(Extension):
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring = Docstring(
-                markdown(obj.docstring.value, self._names, obj.name), parent=obj
-            )
+            text = markdown(obj.docstring.value, self._names, obj.name)
+            if isinstance(obj, Class) and _is_record(obj):
+                arguments = "".join(f"    {field},\n" for field in _fields(obj).values())
+                text = f"```python\n{obj.name}(\n{arguments})\n```\n\n{text}"
+            obj.docstring = Docstring(text, parent=obj)
 
 
 def markdown(text: str, names: dict[str, str], own: str) -> str:
@@ -77,6 +86,31 @@ def markdown(text: str, names: dict[str, str], own: str) -> str:
         parts.append(f"```pycon\n{example[0]}\n```")
         end = example.end()
     return "".join([*parts, _linked(text[end:], names, own)])
+
+
+def _bases(record: Class) -> list[Class]:
+    """The bases of a class that its own module defines."""
+    names = [str(base).partition("[")[0] for base in record.bases]
+    found = [record.module.members.get(name) for name in names]
+    return [base for base in found if isinstance(base, Class)]
+
+
+def _is_record(record: Class) -> bool:
+    """Whether the class has fields, but no signature in its source."""
+    bases = {str(base).partition("[")[0].rpartition(".")[2] for base in record.bases}
+    return bool(bases & _RECORDS) or any(map(_is_record, _bases(record)))
+
+
+def _fields(record: Class) -> dict[str, str]:
+    """The fields of a record and of its bases, by their names, as in a signature."""
+    fields = {name: field for base in _bases(record) for name, field in _fields(base).items()}
+    for name, member in record.members.items():
+        if isinstance(member, Attribute) and member.annotation is not None and name[0] != "_":
+            default = re.sub(r"^Field\(default=(.*?), description=.*", r"\1", str(member.value))
+            default = "..." if default.startswith("_") else default  # a private constant
+            value = "" if member.value is None else f" = {default}"
+            fields[name] = f"{name}: {member.annotation}{value}"
+    return fields
 
 
 def _linked(text: str, names: dict[str, str], own: str) -> str:

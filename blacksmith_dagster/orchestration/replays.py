@@ -59,7 +59,18 @@ _NOTHING = DayOfLoads(Tally(), 0, 0, 0, 0.0, None)
 
 
 class ReplayConfig(Config):
-    """Which events of the days are loaded again, and how; see `ReplayRequest`."""
+    """Which events of the days are loaded again, and how.
+
+    - `modes`: 'missing' (events that the flows want and that have no job), 'failed' (discarded jobs), or
+      'all' (everything that is not pending).
+    - `events`, `version`: only events of these types (`source/event`), of this version.
+    - `error`: only jobs that were discarded with an error that contains this text.
+    - `when`: only events for which this `package.module:function` returns true.
+    - `edit`: the `package.module:function` that returns an event's new data.
+    - `new_key`: give the jobs new idempotency keys.
+    - `rate`: at most this many jobs a second.
+    - `dry_run`: report what would be loaded, and load nothing.
+    """
 
     modes: list[str] = Field(
         default=["missing", "failed"],
