@@ -29,7 +29,10 @@ def upgrade(store_url: str, new: Path) -> None:
     """Run `blacksmith store upgrade` of the next version."""
     with BlacksmithProcess(["store", "upgrade"], store_url, folder=new) as upgrading:
         assert upgrading.wait() == 0, upgrading.log
-    with contextlib.closing(open_store(store_url)) as store, store.database.reading() as conn:
+    with (
+        contextlib.closing(open_store(store_url, upgrade=True)) as store,
+        store.database.reading() as conn,
+    ):
         version = conn.exec_driver_sql(f"SELECT version_num FROM {schema.VERSION_TABLE}")
         assert version.scalar() == str(NEXT)
 
