@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -32,6 +31,7 @@ from blacksmith_dagster.scheduler import StandardScheduler, load
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import open_supervisor
 from scripts.demo import free_port
+from tests.support.waiting import until_ready
 
 shop = Source("shop")
 ordered = shop.accept("ordered")
@@ -280,11 +280,7 @@ def test_dev_runs_both_and_stops_both(project: Path) -> None:
         )
     urls = f"http://127.0.0.1:{port}/_health", f"http://127.0.0.1:{ui_port}/server_info"
     try:
-        deadline = time.monotonic() + 90
-        while not all(map(responds, urls)):
-            assert dev.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        until_ready(dev, lambda: all(map(responds, urls)), 90, (project / "dev.log").read_text)
         order = {"id": "1", "email": "ada@example.com", "total": 250}
         assert httpx.post(f"http://127.0.0.1:{port}/shop/orders", json=order).status_code == 202
         assert "load_mail" in jobs_of(ui_port)

@@ -4,7 +4,6 @@ import itertools
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from blacksmith_dagster.cli import main, serve
+from tests.support.process_trees import is_alive
+from tests.support.waiting import until
 
 _modules = itertools.count(1)
 
@@ -41,6 +42,8 @@ def handlers() -> Iterator[None]:
 
 OWN = """
 from blacksmith_dagster import Blacksmith
+from tests.support.process_trees import is_alive
+from tests.support.waiting import until
 from blacksmith_dagster.gateway import StandardGateway
 app = Blacksmith(sources=[], destinations=[], gateway={gateway})
 """
@@ -138,14 +141,4 @@ def test_a_process_that_ignores_the_signal_is_killed_with_its_children(
     }
     with pytest.raises(click.ClickException, match="gateway ended with exit code 0"):
         serve._run_together(commands, tmp_path, dict(os.environ))
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(int(pid.read_text())) and not _is_zombie(int(pid.read_text())):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    until(lambda: not is_alive(int(pid.read_text())), 10)
