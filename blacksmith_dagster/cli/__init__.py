@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
+from blacksmith_dagster.cli.develop import dev
 from blacksmith_dagster.cli.history import purge, replay
 from blacksmith_dagster.cli.init import init
 from blacksmith_dagster.cli.inspect import destinations, events, jobs, status
 from blacksmith_dagster.cli.migrations import migrations
 from blacksmith_dagster.cli.quarantine import quarantine
-from blacksmith_dagster.cli.serve import dev, gateway, keys, store, worker
+from blacksmith_dagster.cli.serve import gateway, keys, store, worker
 from blacksmith_dagster.errors import BlacksmithError
 from blacksmith_dagster.logs import log_failure, set_up_logs
 from blacksmith_dagster.settings import read_env_file

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import msgspec
+from click.core import ParameterSource
 from tabulate import tabulate
 
 from blacksmith_dagster.backends import Backends
@@ -81,6 +82,22 @@ def event_of(application: Blacksmith, path: str) -> AnyDestinationEvent:
             f"{', '.join(application.destination_events) or 'none'}"
         )
     return event
+
+
+def refuse_options(*names: str) -> None:
+    """Raise `UsageError` if options were given that the application's own gateway ignores."""
+    context = click.get_current_context()
+    options = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in names
+        and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT
+    ]
+    if options:
+        raise UsageError(
+            f"the application brings its own gateway, which {', '.join(options)} would not reach; "
+            "leave it out, or set it where the gateway is created: Blacksmith(gateway=...)"
+        )
 
 
 def show(value: object, *, json: bool, text: str) -> None:

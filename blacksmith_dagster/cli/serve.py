@@ -1,16 +1,12 @@
-"""The commands that run a deployment: the gateway, the worker, both with Dagster; its store and keys."""
+"""The commands that run a deployment: the gateway and the worker; its store and keys."""
 
 from __future__ import annotations
 
 import os
 import secrets
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings
@@ -20,7 +16,7 @@ from click.core import ParameterSource
 
 from blacksmith_dagster.admin import answering, listen
 from blacksmith_dagster.backends import Backends
-from blacksmith_dagster.cli.common import app_name_option, app_option
+from blacksmith_dagster.cli.common import app_option, refuse_options
 from blacksmith_dagster.composition import (
     WorkerWatch,
     build_worker,
@@ -29,21 +25,18 @@ from blacksmith_dagster.composition import (
     running,
     select_served,
 )
-from blacksmith_dagster.errors import UsageError
-from blacksmith_dagster.gateway import Gateway, StandardGateway
-from blacksmith_dagster.importer import load_application, load_named, project_entry
+from blacksmith_dagster.gateway import StandardGateway
+from blacksmith_dagster.importer import load_named, project_entry
 from blacksmith_dagster.ingest.listeners import listened_events
 from blacksmith_dagster.logs import announce
 from blacksmith_dagster.pipeline.access import hashed
 from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.scheduler import realtime_events
-from blacksmith_dagster.settings import Settings, find_home, find_project
+from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.signals import on_stop
 from blacksmith_dagster.store import open_store
-from blacksmith_dagster.store.sqlite import make_home
 from blacksmith_dagster.supervisor import here
 
-_STOP_SECONDS = 30
 _LOOK_SECONDS = 1.0
 _PORT = click.IntRange(1, 65535)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -99,117 +92,8 @@ def gateway(app: Blacksmith, **options: Any) -> None:
     """
     own = gateway_of(app)
     if own is not None:
-        _refuse_options(*options)
+        refuse_options(*options)
     (own or StandardGateway(**options)).serve(app, Settings.read())
-
-
-@click.command()
-@app_name_option
-@click.option("--port", type=_PORT, default=8420, show_default=True, help="The gateway's port.")
-@click.option(
-    "--ui-port", type=_PORT, default=3000, show_default=True, help="The port of Dagster's UI."
-)
-def dev(app: str | None, port: int, ui_port: int) -> None:
-    """Run the gateway and `dagster dev` together, until Ctrl-C.
-
-    DAGSTER_HOME is BLACKSMITH_HOME unless it is set. Both listen on 127.0.0.1, unless the
-    application has its own gateway that listens elsewhere.
-    """
-    own = gateway_of(load_application(app))  # a wrong declaration is reported here, only once
-    gateway_command = [sys.executable, "-m", "blacksmith_dagster.cli", "gateway"]
-    gateway_command += [f"--app={app}"] if app else []
-    url: str | None = f"http://127.0.0.1:{port}"
-    if own is None:
-        gateway_command.append(f"--port={port}")
-    else:
-        _refuse_options("port")
-        url = _url_of(own)
-    home = find_home()
-    project = Path.cwd() if app else find_project()
-    make_home(home)
-    environment = {**os.environ, "BLACKSMITH_HOME": str(home)}
-    environment.setdefault("DAGSTER_HOME", str(home))
-    if url is not None:
-        environment.setdefault("BLACKSMITH_GATEWAY_URL", url)  # for the check `gateway_reachable`
-    dagster_command = [sys.executable, "-m", "dagster", "dev", f"--port={ui_port}"]
-    shown_url = url or "the application's own"
-    click.echo(f"gateway: {shown_url}   Dagster: http://127.0.0.1:{ui_port}", err=True)
-    _run_together(
-        {"gateway": gateway_command, "dagster dev": dagster_command}, project, environment
-    )
-
-
-def _refuse_options(*names: str) -> None:
-    context = click.get_current_context()
-    options = [
-        option.opts[0]
-        for option in context.command.params
-        if option.name in names
-        and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT
-    ]
-    if options:
-        raise UsageError(
-            f"the application brings its own gateway, which {', '.join(options)} would not reach; "
-            "leave it out, or set it where the gateway is created: Blacksmith(gateway=...)"
-        )
-
-
-def _url_of(gateway: Gateway) -> str | None:
-    """The gateway's URL on this machine, if it is known before the gateway listens."""
-    if not isinstance(gateway, StandardGateway) or gateway.port == 0:
-        return None
-    local = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
-    host = local.get(gateway.host, gateway.host)
-    scheme = "https" if gateway.tls_certificate else "http"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{gateway.port}"
-
-
-def _run_together(
-    commands: dict[str, Sequence[str]], folder: Path, environment: dict[str, str]
-) -> None:
-    """Run the commands until Ctrl-C, SIGTERM, SIGHUP or the end of one; then stop them all.
-
-    Each command has a process group of its own, so that it gets Ctrl-C once, from here, and so that
-    nothing that it has started outlives it.
-    """
-    # SIGINT too: a shell starts its background processes with SIGINT ignored.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    children: dict[str, subprocess.Popen[bytes]] = {}
-    ended: dict[str, int] = {}
-    try:
-        for name, command in commands.items():
-            children[name] = subprocess.Popen(command, cwd=folder, env=environment, process_group=0)
-        while not ended:
-            time.sleep(0.2)
-            ended = {
-                name: child.returncode
-                for name, child in children.items()
-                if child.poll() is not None
-            }
-    except KeyboardInterrupt:
-        click.echo("stopping", err=True)
-    finally:
-        _stop(list(children.values()))
-    if ended:
-        ended_children = ", ".join(
-            f"{name} ended with exit code {code}" for name, code in ended.items()
-        )
-        raise click.ClickException(f"{ended_children}; see its last lines above")
-
-
-def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    for child in children:
-        if child.poll() is None:
-            child.send_signal(signal.SIGINT)
-    deadline = time.monotonic() + _STOP_SECONDS
-    for child in children:
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(max(deadline - time.monotonic(), 0))
-    for child in children:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
 
 
 @click.command()

@@ -103,10 +103,7 @@ class StandardGateway:
         a source's token is not set, and what opening the store raises.
         """
         _raise_file_limit()
-        self._check_tls()
-        for receiver in [*app.source_events.values(), *app.webhooks]:
-            if receiver.auth is not None:
-                receiver.auth.check()  # report an invalid token now, not to a sender
+        self._check_credentials(app)
         with contextlib.ExitStack() as opened:
             listener = opened.enter_context(self._listen())
             admin = None
@@ -122,13 +119,27 @@ class StandardGateway:
             else:
                 _WorkerProcesses(self.workers, work).run()
 
+    def check(self, app: Blacksmith) -> None:
+        """Raise the `SettingsError` that `serve` would raise: of a secret, a certificate or a port."""
+        self._check_credentials(app)
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(self._listen())
+            if self.admin_port is not None:
+                opened.enter_context(listen(self.admin_host, self.admin_port))
+
+    def _check_credentials(self, app: Blacksmith) -> None:
+        self._check_tls()
+        for receiver in [*app.source_events.values(), *app.webhooks]:
+            if receiver.auth is not None:
+                receiver.auth.check()  # report an invalid token now, not to a sender
+
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
             return socket.create_server((self.host, self.port), family=family, backlog=_BACKLOG)
         except OSError as error:
             raise SettingsError(
-                f"the gateway cannot listen on {self.host}, port {self.port} ({error.strerror}); "
+                f"the gateway cannot listen on {self.host}, port {self.port} ({_reason(error)}); "
                 "stop the process that uses it, or choose another port with --port"
             ) from error
 
@@ -242,6 +253,11 @@ class _Heartbeats:
             for number, silence in silences
             if silence > _LONGEST_SILENCE
         ]
+
+
+def _reason(error: OSError) -> str:
+    """Why the system refuses an address, without the address, which Python appends."""
+    return str(error.strerror).partition(" (while attempting")[0]
 
 
 class _WorkerProcesses:

@@ -1,15 +1,11 @@
 """The `blacksmith` command: what it prints, what it ends with."""
 
 import contextlib
-import os
-import re
-import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
@@ -31,7 +27,6 @@ from blacksmith_dagster.scheduler import StandardScheduler, load
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import open_supervisor
 from scripts.demo import free_port
-from tests.support.waiting import until_ready
 
 shop = Source("shop")
 ordered = shop.accept("ordered")
@@ -250,62 +245,3 @@ def test_gateway_never_imports_dagster(tmp_path: Path) -> None:
         "sys.exit('dagster' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path.cwd()).returncode == 0
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """The README's first pipeline: its blocks that are files."""
-    blocks = re.findall(r"^```\w+\n# (\S+)\n(.*?)^```$", README.read_text(), re.M | re.S)
-    assert {name for name, _ in blocks} == {"pipeline.py", "definitions.py", "pyproject.toml"}
-    for name, content in blocks:
-        (tmp_path / name).write_text(content)
-    return tmp_path
-
-
-def test_dev_runs_both_and_stops_both(project: Path) -> None:
-    port, ui_port = free_port(0), free_port(0)
-    environment = {**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1"}
-    for name in ("BLACKSMITH_HOME", "BLACKSMITH_STORE_URL", "DAGSTER_HOME"):
-        environment.pop(name, None)
-    command = [sys.executable, "-m", "blacksmith_dagster.cli", "dev"]
-    command += [f"--port={port}", f"--ui-port={ui_port}"]
-    with (project / "dev.log").open("wb") as log:
-        dev = subprocess.Popen(
-            command,
-            cwd=project,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    urls = f"http://127.0.0.1:{port}/_health", f"http://127.0.0.1:{ui_port}/server_info"
-    try:
-        until_ready(dev, lambda: all(map(responds, urls)), 90, (project / "dev.log").read_text)
-        order = {"id": "1", "email": "ada@example.com", "total": 250}
-        assert httpx.post(f"http://127.0.0.1:{port}/shop/orders", json=order).status_code == 202
-        assert "load_mail" in jobs_of(ui_port)
-        dev.send_signal(signal.SIGINT)
-        assert dev.wait(60) == 0, (project / "dev.log").read_text()
-    finally:
-        dev.kill()
-    assert not any(map(responds, urls))
-    assert (project / ".blacksmith" / "store.db").exists()
-    assert (project / ".blacksmith" / "history").exists()  # Dagster's home is Blacksmith's
-    assert "store sqlite:///" in (project / "dev.log").read_text()
-
-
-def responds(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).is_success
-    except httpx.HTTPError:
-        return False
-
-
-def jobs_of(ui_port: int) -> set[str]:
-    """The jobs that Dagster's UI knows."""
-    query = (
-        "{ repositoriesOrError { ... on RepositoryConnection { nodes { pipelines { name } } } } }"
-    )
-    output = httpx.post(f"http://127.0.0.1:{ui_port}/graphql", json={"query": query}, timeout=30)
-    [repository] = output.json()["data"]["repositoriesOrError"]["nodes"]
-    return {job["name"] for job in repository["pipelines"]}

@@ -16,9 +16,8 @@ from typing import Self
 import httpx
 import psutil
 
-from tests.support.process_trees import kill_tree
-from tests.support.services import free_port
-from tests.support.waiting import until_ready
+from tests.support.services import free_port, kill_tree
+from tests.support.waiting import until
 
 ROOT_FOLDER = Path(__file__).parents[3]
 GATEWAY_PIPELINE = "tests.support.pipelines.gateway:blacksmith"
@@ -147,11 +146,12 @@ class GatewayProcess(BlacksmithProcess):
     def start(self) -> None:
         """Start it and wait until it is ready."""
         super().start()
-        assert self.process is not None
-        until_ready(self.process, self.ready, 30, lambda: self.log)
+        until(self.ready, 30, f"the gateway is ready:\n{self.log}")
 
     def ready(self) -> bool:
-        """Whether it can accept events."""
+        """Whether it can accept events; fails if it has ended."""
+        assert self.process is not None
+        assert self.process.poll() is None, f"the gateway has ended:\n{self.log}"
         with contextlib.suppress(httpx.TransportError):
             return self.client_get("/_health").status_code == 200
         return False

@@ -169,12 +169,11 @@ class Hosts:
 
     def until(self, condition: Any, seconds: float = 60.0) -> None:
         """Wait for a condition; fails with what the hosts have printed."""
-
-        def printed() -> str:
+        try:
+            until(condition, seconds)
+        except AssertionError as error:
             logs = "\n--\n".join(host.loader.log[-2500:] for host in self.hosts)
-            return f"{self.status()}\n{logs}"
-
-        until(condition, seconds, printed)
+            raise AssertionError(f"{error}\n{self.status()}\n{logs}") from error
 
     def pending(self) -> int:
         """The number of pending jobs; -1 while the store does not respond."""

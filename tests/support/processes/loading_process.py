@@ -66,7 +66,10 @@ class LoaderProcess:
 
     def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         """Wait for a condition; fails with the process's output."""
-        until(condition, seconds, lambda: f"it has printed:\n{self.log[-5000:]}")
+        try:
+            until(condition, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log[-5000:]}") from error
 
     def start_again_if_ended(self) -> None:
         """Start it again, as Dagster's next tick does. Fails if the exit code is unexpected."""
