@@ -3,7 +3,6 @@
 import contextlib
 import json
 import re
-import sqlite3
 import subprocess
 import tarfile
 import tomllib
@@ -14,9 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from blacksmith_dagster.store import open_store
+from tests.support.process_trees import kill_tree
 from tests.support.processes.blacksmith import ROOT_FOLDER
-from tests.support.services import free_port, kill_tree
-from tests.support.waiting import until
+from tests.support.services import free_port
+from tests.support.waiting import until, until_ready
 from tests.support.wheel import Built, Environment, build
 
 # What needs an extra, by the extra.
@@ -108,6 +109,7 @@ def files(folder: str) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_wheel_runs_the_first_pipeline(environment: Environment, tmp_path: Path) -> None:
     """From `blacksmith init` to an event that Dagster has loaded, with nothing of the source tree."""
     version = tomllib.loads((ROOT_FOLDER / "pyproject.toml").read_text())["project"]["version"]
@@ -116,63 +118,56 @@ def test_wheel_runs_the_first_pipeline(environment: Environment, tmp_path: Path)
     project = tmp_path / "first"
     tested = environment.run("python", "-m", "pytest", "-q", folder=project)
     assert "1 passed" in tested.stdout, tested.stdout
-    with dev(environment, project) as (url, log):
+    (project / "pipeline.py").write_text(first_pipeline())
+    with dev(environment, project) as url:
         order = {"id": "1", "email": "ada@example.com", "total": 250}
         response = httpx.post(f"{url}/shop/orders", json=order, trust_env=False)
         assert response.status_code == 202, response.text
-        until(lambda: rows(project / "warehouse.db"), 120, log.read_text())
-        [(event_id, data)] = rows(project / "warehouse.db")
-        assert [event_id] == response.json()["ids"]
-        assert json.loads(data) == order
-        shown = environment.run("blacksmith", "events", "show", event_id, folder=project)
-        assert "succeeded" in shown.stdout, shown.stderr
+        with contextlib.closing(open_store(f"sqlite:///{project}/.blacksmith/store.db")) as store:
+            until(lambda: store.counts.of("mail/thanks").succeeded == 1, 120)
+    [event_id] = response.json()["ids"]
+    shown = environment.run("blacksmith", "events", "show", event_id, folder=project)
+    assert re.search(r"(?s)job of mail/thanks\n.* succeeded ", shown.stdout), (
+        shown.stdout + shown.stderr
+    )
+
+
+def first_pipeline() -> str:
+    """The module `pipeline.py` of the README."""
+    found = re.search(
+        r"^```python\n(# pipeline\.py\n.*?)^```$",
+        (ROOT_FOLDER / "README.md").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    assert found
+    return found[1]
 
 
 @contextlib.contextmanager
-def dev(environment: Environment, project: Path) -> Iterator[tuple[str, Path]]:
-    """Run `blacksmith dev`; yields the gateway's URL, and the file with what is printed."""
-    port, ui_port, log = free_port(), free_port(), project.parent / "log"
-    command: list[str | Path] = [
-        environment.bin / "blacksmith",
-        "dev",
-        f"--port={port}",
-        f"--ui-port={ui_port}",
-    ]
+def dev(environment: Environment, project: Path) -> Iterator[str]:
+    """Run `blacksmith dev`; yields the gateway's URL. A test that fails shows what was printed."""
+    port = free_port()
+    command: list[str | Path] = [environment.bin / "blacksmith", "dev", f"--port={port}"]
+    process = subprocess.Popen(
+        [*command, f"--ui-port={free_port()}"],
+        cwd=project,
+        env=environment.variables(project),
+        stdin=subprocess.DEVNULL,
+    )
+
+    def ready() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/_health", trust_env=False).status_code == 200
+        return False
+
     url = f"http://127.0.0.1:{port}"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command,
-            cwd=project,
-            env=environment.variables(project),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-        )
     try:
-
-        def ready() -> bool:
-            assert process.poll() is None, log.read_text()
-            with contextlib.suppress(httpx.TransportError):
-                return httpx.get(f"{url}/_health", trust_env=False).status_code == 200
-            return False
-
-        until(ready, 60, "the gateway is ready")
-        yield url, log
+        until_ready(process, ready)
+        yield url
         process.terminate()
-        assert process.wait(60) == 0, log.read_text()
+        assert process.wait(60) == 0
     finally:
         kill_tree(process)
-
-
-def rows(warehouse: Path) -> list[tuple[str, str]]:
-    """What has been loaded so far."""
-    if not warehouse.exists():
-        return []
-    with contextlib.closing(sqlite3.connect(warehouse)) as connection:
-        try:
-            return connection.execute("SELECT id, data FROM events").fetchall()
-        except sqlite3.OperationalError:  # there is no table yet
-            return []
 
 
 def test_missing_extras_say_how_to_install_them(environment: Environment, tmp_path: Path) -> None:
