@@ -22,7 +22,7 @@ from blacksmith_dagster.store import Store, open_store, postgres, schema
 from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.store.tables import metadata
 from tests.support import filled_store
-from tests.support.filled_store import FOLDER, contents, dump, keyed_event, restore
+from tests.support.filled_store import FOLDER, contents, everything_in, keyed_event, restore
 from tests.support.next_version import NEXT, next_versions
 from tests.support.pipelines.store import FLIGHTS, SEATS, app, append, ingest_events, take_over
 from tests.support.waiting import until
@@ -118,7 +118,7 @@ def test_schema_of_next_minor_version_is_rejected_by_older_code(
         says = rf"version {next_major} of the schema.*pip install --upgrade blacksmith-dagster"
         with pytest.raises(SchemaOutdated, match=says):
             store.ready()
-        before = dump(store_url)
+        before = everything_in(store_url)
         for upgrade in (False, True):
             with pytest.raises(SchemaOutdated, match=says):
                 open_store(store_url, upgrade=upgrade)
@@ -126,7 +126,7 @@ def test_schema_of_next_minor_version_is_rejected_by_older_code(
         result = CliRunner().invoke(main, ["store", "upgrade"])
         assert result.exit_code == 1
         assert "pip install --upgrade blacksmith-dagster" in result.output
-        assert dump(store_url) == before
+        assert everything_in(store_url) == before
 
 
 @pytest.fixture
@@ -140,11 +140,11 @@ def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 def test_an_upgrade_that_fails_changes_nothing(store_url: str, next_schema: Path) -> None:
     script = next_schema.read_text()
-    before = dump(store_url)
+    before = everything_in(store_url)
     next_schema.write_text(f'{script}\n    op.execute("SELECT no_such_column")\n')
     with pytest.raises((StoreError, Unavailable), match="no_such_column"):
         open_store(store_url, upgrade=True)
-    assert dump(store_url) == before
+    assert everything_in(store_url) == before
     next_schema.write_text(script)
     with closing(open_store(store_url, upgrade=True)) as store:
         assert version_of(store) == str(NEXT)

@@ -202,6 +202,22 @@ def _migrations(store: Store) -> Sequence[Any]:
         return [tuple(row) for row in rows]
 
 
+def everything_in(url: str) -> str:
+    """Everything in a database, as text that shows whether anything in it was changed."""
+    if url.startswith("sqlite"):
+        return dump(url)
+    with psycopg.connect(url) as connection:  # a pg_dump fits its own version only
+        rows = connection.execute(
+            "SELECT schema_to_xml_and_xmlschema('public', true, false, '')::text"
+            " UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'"
+            " UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint"
+            " WHERE connamespace = 'public'::regnamespace"
+            " UNION ALL SELECT pg_get_functiondef(oid) FROM pg_proc"
+            " WHERE pronamespace = 'public'::regnamespace"
+        )
+        return "\n".join(row[0] for row in rows)
+
+
 def dump(url: str) -> str:
     """Everything in a database, as SQL."""
     if url.startswith("sqlite"):

@@ -42,7 +42,10 @@ _SESSION = {
     "idle_in_transaction_session_timeout": "0",
     # Fail instead of leaving out rows whose changes would be sent.
     "row_security": "off",
+    # From 18 on, a publication that is missing in the log is no error: its changes are skipped.
+    "client_min_messages": "warning",
 }
+_SKIPPED = "55000"  # SQLSTATE of the warning that a publication was skipped
 _SUCCEEDED = (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.COPY_BOTH)
 
 
@@ -79,6 +82,8 @@ class Session:
                 ) from None
             raise
         self._driver = self.connection.pgconn
+        self._warnings: list[ServerError] = []
+        self._driver.notice_handler = _collect(self._warnings)
         self._poll = select.poll()
         self._poll.register(self._driver.socket, select.POLLIN)
         try:
@@ -135,7 +140,8 @@ class Session:
     def receive(self) -> bytes | None:
         """The next message of the stream; `None` after half a second without one.
 
-        Raises `ServerError` if the server has ended the stream, and the driver's errors.
+        Raises `ServerError` if the server has ended the stream or skips changes, and the driver's
+        errors.
         """
         driver = self._driver
         size, data = driver.get_copy_data(1)
@@ -147,6 +153,8 @@ class Session:
                 return None
             driver.consume_input()
             size, data = driver.get_copy_data(1)
+        if self._warnings:
+            raise self._warnings[0]
         if size > 0:
             return bytes(data)
         if size == 0:
@@ -226,6 +234,17 @@ def _translated(label: str, error: ServerError) -> Exception:
             "deployment reads this slot: give one of them another slot="
         )
     return Unavailable(f"{label} failed: {error}")
+
+
+def _collect(warnings: list[ServerError]) -> Callable[[PGresult], None]:
+    """A handler of the server's notices that keeps those that say that changes are skipped."""
+
+    def handle(notice: PGresult) -> None:
+        warning = _server_error(notice)
+        if warning.state == _SKIPPED:
+            warnings.append(warning)
+
+    return handle
 
 
 def _server_error(result: PGresult) -> ServerError:

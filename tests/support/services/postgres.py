@@ -113,7 +113,12 @@ def _database(url: str) -> str:
 
 
 def binaries() -> Path:
-    """The folder of the server's programs."""
+    """The folder of the server's programs: Debian's newest, or of the version that was asked for."""
+    if version := os.environ.get("BLACKSMITH_TEST_POSTGRES_VERSION"):
+        programs = Path(f".cache/postgres/{version}/bin").resolve()
+        if not (programs / "postgres").exists():
+            raise Unavailable("PostgreSQL", f"run `scripts/get-postgres {version}` first")
+        return programs
     # Debian installs each version in a folder outside PATH; use the newest.
     servers = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/postgres"),
