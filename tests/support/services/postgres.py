@@ -88,7 +88,7 @@ class PostgresServer(Postgres, Server):
         self.start()
 
     def _initialize(self) -> None:
-        options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8"]
+        options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
         subprocess.run(
             unprivileged([self._bin / "initdb", "-D", self.folder / "data", *options]),
             check=True,
