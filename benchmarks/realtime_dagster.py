@@ -14,8 +14,9 @@ import psycopg
 
 from benchmarks.measure import Effort, Figure, figure, percent_of_core, temporary_folder
 from benchmarks.naive_definitions import CALLED, EVENTS
+from tests.support.process_trees import is_alive
 from tests.support.processes.dagster_processes import DagsterProcess
-from tests.support.processes.warm_processes import WarmDeployment, is_alive
+from tests.support.processes.warm_processes import WarmDeployment
 from tests.support.services import free_port
 from tests.support.services.postgres import PostgresServer
 from tests.support.waiting import until

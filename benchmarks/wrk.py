@@ -16,8 +16,9 @@ from sqlalchemy import text
 from benchmarks.measure import temporary_folder
 from benchmarks.pipeline import payload
 from benchmarks.stores import Databases, opened
+from tests.support.process_trees import kill_tree
 from tests.support.processes.blacksmith import ROOT_FOLDER, GatewayProcess
-from tests.support.services import Unavailable, free_port, kill_tree
+from tests.support.services import Unavailable, free_port
 from tests.support.waiting import until
 
 PATH = "/v1/bench/happened"

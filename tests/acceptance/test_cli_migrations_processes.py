@@ -6,7 +6,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,10 +46,8 @@ class Terminal:
 
     def wait_for(self, text: str) -> None:
         """Read until the output contains `text`."""
-        deadline = time.monotonic() + 60
-        while text not in self.output:
-            assert time.monotonic() < deadline, self.output
-            assert self._read() or text in self.output, self.output
+        until(lambda: text in self.output or not self._read(), 60, lambda: self.output)
+        assert text in self.output, self.output
 
     def ends_with(self) -> int:
         """Read the output to its end; returns the exit code."""

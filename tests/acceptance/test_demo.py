@@ -15,6 +15,7 @@ import pytest
 from assets.weather import observed
 from blacksmith_dagster import Poll
 from scripts import demo
+from tests.support.waiting import until_ready
 
 FLIGHTS = demo.read_flights(whole_year=False)[:1000]
 
@@ -72,11 +73,7 @@ def test_no_process_outlives_the_demo(ending: signal.Signals, tmp_path: Path) ->
         )
     started: set[psutil.Process] = set()
     try:
-        deadline = time.monotonic() + 120
-        while "feeding" not in output.read_text():
-            assert process.poll() is None, output.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        until_ready(process, lambda: "feeding" in output.read_text(), 120, output.read_text)
         started.update(psutil.Process(process.pid).children(recursive=True))
         assert len(started) > 3  # `blacksmith dev`, the gateway, `dagster dev` and what it starts
         process.send_signal(ending)

@@ -12,6 +12,7 @@ from dagster import DagsterInstance
 from blacksmith_dagster.orchestration import build_definitions
 from scripts import demo
 from tests.support.pipelines.own_adapters import blacksmith
+from tests.support.waiting import until_ready
 
 FLIGHTS = 3000
 
@@ -39,10 +40,7 @@ def test_main_path_with_own_gateway_and_scheduler(
     gateway = subprocess.Popen(command, cwd=demo.PROJECT)
     try:
         url = f"http://127.0.0.1:{port}"
-        while not demo.responds(url):
-            assert gateway.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until_ready(gateway, lambda: demo.responds(url))
         assert demo.feed(url, demo.as_rows(flights), deadline) == FLIGHTS
     finally:
         gateway.terminate()

@@ -11,7 +11,8 @@ import pytest
 from dagster import DagsterRunStatus
 
 from tests.acceptance.test_dagster_faults import TERMINATE
-from tests.support.processes.warm_processes import LATE, WarmDeployment, is_alive
+from tests.support.process_trees import is_alive
+from tests.support.processes.warm_processes import LATE, WarmDeployment
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
@@ -95,14 +96,15 @@ def test_dev_killed_while_its_run_lives_on(deploy: Deploy) -> None:
 def test_two_daemons_one_loader(deploy: Deploy) -> None:
     alerts = deploy(seconds=0.05, age="20s", notice="15s")
     daemons = [alerts.daemon(), alerts.daemon()]
-    most = 0
+    active = [0]
+
+    def has_successor() -> bool:
+        active.append(len(alerts.active()))
+        return len(alerts.pids()) == 2
+
     with alerts.stream(10.0):
-        deadline = time.monotonic() + 150
-        while len(alerts.pids()) < 2 and time.monotonic() < deadline:
-            most = max(most, len(alerts.active()))
-            time.sleep(0.2)
-    assert len(alerts.pids()) == 2
-    assert most == 2  # one run and its successor
+        until(has_successor, 150)
+    assert max(active) == 2  # one run and its successor
     assert all(daemon.process.poll() is None for daemon in daemons)
     until(alerts.is_settled, 60, "everything is loaded")
     alerts.judge()

@@ -21,7 +21,7 @@ from tests.support.migrating import ONE, Runs, runs, tables
 from tests.support.pipelines.one_event import ingest
 from tests.support.processes.blacksmith import ROOT_FOLDER
 from tests.support.processes.migrating_main import PAUSED, POINT, application
-from tests.support.waiting import until
+from tests.support.waiting import until, until_ready
 
 _MAIN = "tests.support.processes.migrating_main"
 
@@ -52,8 +52,7 @@ def kill_at(point: str, wandering: Runs, target_url: str, folder: Path) -> None:
         stdin=subprocess.DEVNULL,
     )
     try:
-        until(lambda: marker.exists() or process.poll() is not None, 60, f"paused {point}")
-        assert process.poll() is None, "ended before it was killed"
+        until_ready(process, marker.exists)  # to be killed
     finally:
         process.kill()
         process.wait()

@@ -73,7 +73,7 @@ class Wandering:
         arguments += ["--working-directory", str(ROOT_FOLDER)]
         self.dagster = DagsterProcess(arguments, env, home)
         self.dagster.url = f"http://127.0.0.1:{port}"
-        until(self.dagster.responds, 60, "the UI responds")
+        self.dagster.until_ready(self.dagster.responds)
 
     def columns(self) -> list[str]:
         """The columns of the warehouse's table."""

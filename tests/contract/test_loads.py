@@ -18,6 +18,7 @@ from blacksmith_dagster.store.records import (
     NewJob,
 )
 from tests.support.pipelines.store import FLIGHTS, SEATS, claimed, ids_of, ingest_events, take_over
+from tests.support.waiting import until
 
 RAISED = LoadVerdict(raised="down")
 
@@ -476,7 +477,8 @@ def test_only_the_load_lane_claims_for_discard_all_that_waits(store: Store) -> N
 
 
 def _wait_until_all_are_due(store: Store) -> None:
-    while any(
-        job.due_at > datetime.now(UTC) for job in store.history.jobs("retrying") if job.due_at
-    ):
-        pass
+    until(
+        lambda: all(
+            job.due_at <= datetime.now(UTC) for job in store.history.jobs("retrying") if job.due_at
+        )
+    )

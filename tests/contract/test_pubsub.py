@@ -28,6 +28,7 @@ from tests.support.notifying import (
     opening,
 )
 from tests.support.services.broker import Broker
+from tests.support.waiting import until
 
 A_FEW_SECONDS = 8.0
 
@@ -335,7 +336,4 @@ def test_nothing_is_left_of_a_connection(
     before = have()
     for _ in range(3):
         once()
-    deadline = time.monotonic() + 5  # some libraries end their threads in their own time
-    while have() != before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert have() == before
+    until(lambda: have() == before)  # some libraries end their threads in their own time

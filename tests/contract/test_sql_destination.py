@@ -1,8 +1,7 @@
 """Jobs become rows of a table: on SQLite and on PostgreSQL, the same."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -21,6 +20,7 @@ from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pipeline.event import JobResult
 from tests.support.services.postgres import PostgresServer
+from tests.support.waiting import until
 
 departed = Source("airport").accept("departed")
 
@@ -564,7 +564,7 @@ def test_a_connection_cut_in_the_middle_is_no_row_s_fault(postgres_url: str) -> 
             seen: list[BaseException] = []
             thread = threading.Thread(target=_load_into, args=(database, flights, seen))
             thread.start()
-            _wait_for(
+            until(
                 lambda: database.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                     "WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT%%'"
@@ -686,13 +686,6 @@ def _load_into(database: Database, event: DestinationEvent[Any], seen: list[Base
         database.load(event, {"id": 2})
     except BaseException as error:  # noqa: BLE001 — told to the test's thread
         seen.append(error)
-
-
-def _wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 class _opened:  # noqa: N801 — used like a function

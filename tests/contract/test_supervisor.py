@@ -30,7 +30,7 @@ from blacksmith_dagster.supervisor import (
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
 from tests.support.processes.blacksmith import ROOT_FOLDER
 from tests.support.supervising import connected
-from tests.support.waiting import until
+from tests.support.waiting import throughout, until
 
 KEY = "load/warehouse/flights"
 TTL = 1.0
@@ -255,10 +255,7 @@ def test_a_service_is_kept_for_longer_than_its_time_to_live(connect: Connect) ->
     ours, theirs = connect(), connect()
     ours.register(this_process(SCHEDULER))
     until(theirs.services)
-    until_later = time.monotonic() + 6 * TTL
-    while time.monotonic() < until_later:
-        assert [service.passing for service in theirs.services()] == [True]
-        time.sleep(TTL / 2)
+    throughout(lambda: [service.passing for service in theirs.services()] == [True], 6 * TTL)
 
 
 def test_a_service_that_is_not_renewed_is_not_healthy(connect: Connect) -> None:

@@ -46,6 +46,7 @@ from blacksmith_dagster.store.records import NewEvent, NewJob
 from blacksmith_dagster.supervisor import open_supervisor
 from tests.support.declaring import check_duration
 from tests.support.pipelines.orchestration import Pipeline
+from tests.support.waiting import until
 
 WARM = WarmRuns(idle="10m", age="15m", notice="60s")
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -354,9 +355,7 @@ def test_a_warm_run_materializes_while_it_stays(
         return [record.asset_materialization for record in reversed(records)]
 
     def send_another() -> None:
-        deadline = time.monotonic() + 60
-        while not reported() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(reported, 60)
         ids.append(alerts.receive("late"))
 
     ids = [alerts.receive("late")]
@@ -450,8 +449,7 @@ def test_a_run_whose_process_is_gone_is_failed_and_followed(
     with _locked(alerts, run.run_id):
         assert alerts.look(instance).skip_message == f"run {run.run_id} is under way"
     lost = time.monotonic()
-    while not alerts.look(instance).run_requests:
-        assert time.monotonic() < lost + 10
+    until(lambda: alerts.look(instance).run_requests, 10)
     assert time.monotonic() > lost + 0.3
     (failed,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
     assert failed.status is FAILURE

@@ -1,7 +1,6 @@
 """A listener for tests of CDC, which keeps events and their cursor as a store does."""
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ import psycopg
 from blacksmith_dagster import Event, Listener, SourceEvent
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.sources import Change
+from tests.support.waiting import until
 
 Changes = SourceEvent[Change, Listener, Iterable[Event[Change]]]
 
@@ -72,12 +72,13 @@ class Ledger:
 
     def wait(self, condition: Callable[[], Any]) -> None:
         """Wait for a condition; raises the error that ended the listening."""
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            if self.error is not None:
-                raise self.error
-            assert time.monotonic() < deadline, f"still waiting, {len(self.data)} were kept"
-            time.sleep(0.01)
+
+        def is_true() -> Any:
+            if (value := condition()) or self.error is None:
+                return value
+            raise self.error
+
+        until(is_true, PATIENCE, lambda: f"{len(self.data)} were kept")
 
     def wait_for(self, number: int) -> Sequence[Any]:
         """The first `number` events, once they are kept; there may not be more."""
@@ -131,10 +132,7 @@ def confirmed(url: str) -> int:
 
 def wait_until_free(url: str) -> None:
     """Wait until no session streams from a slot of this database."""
-    deadline = time.monotonic() + PATIENCE
     query = (
         "SELECT count(*) FROM pg_replication_slots WHERE active AND database = current_database()"
     )
-    while ask(url, query):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: ask(url, query) == 0, PATIENCE)

@@ -262,10 +262,12 @@ def numbered(n: int, begin: int = 0) -> list[bytes]:
 def received(consumer: Consumer, wanted: int, limit: int = 1000) -> list[Received]:
     """Receive `wanted` messages; fails when they do not arrive."""
     messages: list[Received] = []
-    deadline = time.monotonic() + SOON
-    while len(messages) < wanted:
-        assert time.monotonic() < deadline, f"{len(messages)} of {wanted} messages arrived"
-        messages += consumer.receive(min(limit, wanted - len(messages)), 1.0)
+
+    def complete() -> bool:
+        messages.extend(consumer.receive(min(limit, wanted - len(messages)), 1.0))
+        return len(messages) >= wanted
+
+    until(complete, SOON, lambda: f"{len(messages)} of {wanted} messages arrived")
     return messages
 
 
@@ -275,14 +277,15 @@ def bodies(messages: Sequence[Received]) -> list[bytes]:
 
 def keep_receiving(consumer: Consumer, kept: Kept, wanted: int) -> None:
     """Receive until `wanted` bodies are kept, as a listener does: retry after an `Unavailable`."""
-    deadline = time.monotonic() + 2 * SOON
-    while len(kept.bodies) < wanted:
-        assert time.monotonic() < deadline, f"{len(kept.bodies)} of {wanted} messages arrived"
-        try:
-            kept.keep(consumer.receive(1000, 1.0))
-            consumer.acknowledge()
-        except Unavailable:
-            time.sleep(0.1)  # as a listener does: it is raised at once while the port is closed
+
+    def complete() -> bool:
+        if len(kept.bodies) < wanted:
+            with contextlib.suppress(Unavailable):  # at once, while the port is closed
+                kept.keep(consumer.receive(1000, 1.0))
+                consumer.acknowledge()
+        return len(kept.bodies) >= wanted
+
+    until(complete, 2 * SOON, lambda: f"{len(kept.bodies)} of {wanted} messages arrived")
 
 
 def until_reported(consumer: Consumer) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeAlias
@@ -12,6 +11,7 @@ import psutil
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber, open_pubsub
 from tests.support.services.broker import Broker
+from tests.support.waiting import until
 
 SOON = 20.0  # seconds within which publishers and subscribers recover
 
@@ -30,9 +30,12 @@ def opening(urls: tuple[str, str]) -> PubSub:
 def heard(subscriber: Subscriber, wanted: Collection[str]) -> set[str]:
     """What a subscriber receives until it has received all `wanted` paths, and a moment longer."""
     paths: set[str] = set()
-    deadline = time.monotonic() + SOON
-    while not paths.issuperset(wanted) and time.monotonic() < deadline:
-        paths.update(subscriber.wait(deadline - time.monotonic()))
+
+    def complete() -> bool:
+        paths.update(subscriber.wait(1.0))
+        return paths.issuperset(wanted)
+
+    until(complete, SOON, lambda: f"{paths} of {wanted} were heard")
     paths.update(subscriber.wait(0.2))
     return paths
 
@@ -49,16 +52,15 @@ def works(pubsub: PubSub) -> bool:
 def assert_recovers(publisher: Publisher, subscriber: Subscriber) -> None:
     """Publisher and subscriber recover without help: what is published is received again."""
     again, after = "warehouse/again", "warehouse/after"  # not to be confused with earlier ones
-    paths: set[str] = set()
-    deadline = time.monotonic() + SOON
-    while again not in paths:
-        assert time.monotonic() < deadline, "nothing was received"
+
+    def is_heard() -> bool:
         with contextlib.suppress(Unavailable):
             publisher.publish([again])
-        try:
-            paths.update(subscriber.wait(0.5))
-        except Unavailable:
-            time.sleep(0.1)  # as a worker does: it is raised at once while the port is closed
+        with contextlib.suppress(Unavailable):  # at once, while the port is closed
+            return again in subscriber.wait(0.5)
+        return False
+
+    until(is_heard, SOON, "a notification is received")
     # From here on nothing is lost and nothing fails.
     publisher.publish([after])
     assert after in heard(subscriber, [after])
@@ -89,8 +91,7 @@ def frozen(broker: Broker) -> Iterator[None]:
     try:
         for process in processes:
             process.suspend()
-        while any(map(_runs, processes)):
-            time.sleep(0.001)
+        until(lambda: not any(map(_runs, processes)))
         yield
     finally:
         for process in processes:

@@ -5,13 +5,13 @@ Environment variables name the folder and the warehouse.
 """
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Migration, Secret, Source
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.orchestration import build_definitions
+from tests.support.waiting import until
 
 FOLDER = "BLACKSMITH_TEST_FOLDER"
 WAREHOUSE = "WAREHOUSE_URL"
@@ -20,15 +20,11 @@ SLOW = (20260101120000, 20260102120000)
 folder = Path(os.environ.get(FOLDER, "nowhere"))
 
 
-def wait(began: str, until: str) -> None:
-    """Record in the file `lake` that a migration has begun, and wait for the file `until`."""
+def wait(began: str, go: str) -> None:
+    """Record in the file `lake` that a migration has begun, and wait for the file `go`."""
     with (folder / "lake").open("a") as lake:
         lake.write(f"{began}\n")
-    deadline = time.monotonic() + 60
-    while not (folder / until).exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no file {until}")
-        time.sleep(0.05)
+    until((folder / go).exists, 60)
 
 
 airport = Source("airport")

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from blacksmith_dagster.store.records import NewEvent, NewJob
 from tests.support.dagster_home import make_home
 from tests.support.oracle import judge
 from tests.support.pipelines.dagster_faults import INTERVAL, RECORD, SECONDS, blacksmith
+from tests.support.process_trees import kill_tree
 from tests.support.processes.blacksmith import ROOT_FOLDER
-from tests.support.services import free_port, kill_tree
-from tests.support.waiting import until
+from tests.support.services import free_port
+from tests.support.waiting import until_ready
 
 FLIGHTS = "lake/flights"
 
@@ -89,7 +90,7 @@ class Deployment:
     def daemon(self) -> DagsterProcess:
         """A running `dagster-daemon run`, with the code server that it starts."""
         process = self._start(["dagster._daemon", "run"])
-        until(lambda: "configured with the following daemons" in process.log, 60, "a daemon runs")
+        process.until_ready(lambda: "configured with the following daemons" in process.log)
         return process
 
     def dev(self) -> DagsterProcess:
@@ -97,7 +98,7 @@ class Deployment:
         port = free_port()
         process = self._start(["dagster", "dev", "--port", str(port)])
         process.url = f"http://127.0.0.1:{port}"
-        until(process.responds, 60, "the UI responds")
+        process.until_ready(process.responds)
         return process
 
     def _start(self, arguments: Sequence[str]) -> DagsterProcess:
@@ -204,6 +205,10 @@ class DagsterProcess:
         """The output of the process and its children."""
         return self._log.read_text()
 
+    def until_ready(self, ready: Callable[[], object]) -> None:
+        """Wait until the process is ready; fails with its output if it ends instead."""
+        until_ready(self.process, ready, 60, lambda: self.log)
+
     def kill(self) -> None:
         """SIGKILL to the process and all its descendants."""
         if self.process.poll() is None:
@@ -220,8 +225,7 @@ class DagsterProcess:
         self.process.wait()
 
     def responds(self) -> bool:
-        """Whether the UI responds; fails if the process has ended."""
-        assert self.process.poll() is None, f"it has ended:\n{self.log}"
+        """Whether the UI responds."""
         try:
             return httpx.get(f"{self.url}/server_info", timeout=5, trust_env=False).is_success
         except httpx.TransportError:

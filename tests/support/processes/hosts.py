@@ -169,11 +169,12 @@ class Hosts:
 
     def until(self, condition: Any, seconds: float = 60.0) -> None:
         """Wait for a condition; fails with what the hosts have printed."""
-        try:
-            until(condition, seconds)
-        except AssertionError as error:
+
+        def printed() -> str:
             logs = "\n--\n".join(host.loader.log[-2500:] for host in self.hosts)
-            raise AssertionError(f"{error}\n{self.status()}\n{logs}") from error
+            return f"{self.status()}\n{logs}"
+
+        until(condition, seconds, printed)
 
     def pending(self) -> int:
         """The number of pending jobs; -1 while the store does not respond."""

@@ -66,10 +66,7 @@ class LoaderProcess:
 
     def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         """Wait for a condition; fails with the process's output."""
-        try:
-            until(condition, seconds)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.log[-5000:]}") from error
+        until(condition, seconds, lambda: f"it has printed:\n{self.log[-5000:]}")
 
     def start_again_if_ended(self) -> None:
         """Start it again, as Dagster's next tick does. Fails if the exit code is unexpected."""

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from dagster import DagsterRun, DagsterRunStatus
 
 from tests.support.oracle import judge
@@ -129,8 +128,3 @@ class WarmDeployment(Deployment):
     def status_of(self, number: int) -> DagsterRunStatus:
         """The status of the warm run of this number, from 1."""
         return self.runs()[number - 1].status
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs: a zombie does not."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

@@ -4,20 +4,15 @@ A service listens on a free port of the loopback only, keeps its data in a tempo
 as a child process. Without its program, creating it raises `Unavailable` with the reason.
 """
 
-import contextlib
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import psutil
 
 ROOT = os.geteuid() == 0
 UNPRIVILEGED = "nobody", "nogroup"  # the user and the group of services when we are root
@@ -101,28 +96,3 @@ def start(
             env={**found_by, **env},
             cwd=folder,
         ).result()
-
-
-def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a process and all its descendants; returns when all have ended."""
-    try:
-        parent = psutil.Process(process.pid)
-        parent.suspend()  # so that it starts no child meanwhile
-        children = parent.children(recursive=True)
-    except psutil.NoSuchProcess:
-        children = []
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while any(_is_alive(child) for child in children):
-        time.sleep(0.01)
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        # init reaps orphans, sometimes late; a zombie holds nothing any more.
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,6 @@ class ConsulServer(Server):
         """Whether it was started and has not been killed since."""
         return self.process is not None
 
-    def start(self) -> None:
-        """Start the server and wait until it has a leader and accepts writes."""
-        self.launch()
-        until_ready([self])
-
     def _command(self) -> list[str | Path]:
         (self.folder / "config.json").write_text(json.dumps(self._configuration()))
         return [self._binary, "agent", "-config-file", self.folder / "config.json"]
@@ -86,8 +80,6 @@ class ConsulServer(Server):
 
     def ready(self) -> bool:
         """Whether it has a leader and accepts writes."""
-        if self.process is None or self.process.poll() is not None:
-            raise RuntimeError(f"Consul has ended:\n{self.log[-3000:]}")
         try:
             return bool(self.call("GET", "status/leader")) and bool(
                 self.call("PUT", f"kv/ready/{self.name}", 1)
@@ -150,7 +142,8 @@ class ConsulCluster:
         """Start the servers and wait until each has a leader and accepts writes."""
         for server in self.servers:
             server.launch()
-        until_ready(self.servers)
+        for server in self.servers:
+            server.until_ready()
 
     def leader(self) -> ConsulServer:
         """The server that all of them consider the leader."""
@@ -163,16 +156,6 @@ class ConsulCluster:
         """End all servers and remove their data."""
         for server in self.servers:
             server.close()
-
-
-def until_ready(servers: Sequence[ConsulServer]) -> None:
-    """Return once each of the servers has a leader and accepts writes."""
-    deadline = time.monotonic() + 60
-    while not all(server.ready() for server in servers):
-        if time.monotonic() > deadline:
-            logs = "\n".join(server.log[-2000:] for server in servers)
-            raise RuntimeError(f"Consul did not start:\n{logs}")
-        time.sleep(0.05)
 
 
 def _binary() -> Path:

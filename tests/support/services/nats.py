@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from urllib.request import urlopen
 
 from tests.support.services import Unavailable, free_port
 from tests.support.services.broker import Broker
+from tests.support.waiting import until
 
 T = TypeVar("T")
 
@@ -82,8 +82,7 @@ class NATSServer(Broker):
     def cut(self) -> None:
         """End the connections of all clients by changing their password, and then back."""
         self._reload(_LOGIN.format("another"))
-        while self._connections():
-            time.sleep(0.01)
+        until(lambda: self._connections() == 0)
         self._reload(_LOGIN.format(_PASSWORD))
 
     def _reload(self, authorization: str) -> None:
@@ -92,8 +91,7 @@ class NATSServer(Broker):
         self.authorization = authorization
         self._configure()
         self.process.send_signal(signal.SIGHUP)
-        while self._configured_at() == before:
-            time.sleep(0.01)
+        until(lambda: self._configured_at() != before)
 
     def _command(self) -> list[str | Path]:
         self._configure()

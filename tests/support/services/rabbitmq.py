@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pika
 
-from tests.support.services import Unavailable, free_port, kill_tree, start, unprivileged
+from tests.support.process_trees import kill_tree
+from tests.support.services import Unavailable, free_port, start, unprivileged
 from tests.support.services.broker import Broker
 from tests.support.services.tls import make_certificate
 

@@ -4,13 +4,14 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.support import markers
-from tests.support.services import ROOT, kill_tree, private_folder, start
+from tests.support.process_trees import kill_tree
+from tests.support.services import ROOT, private_folder, start
+from tests.support.waiting import until_ready
 
 
 class Server(ABC):
@@ -60,13 +61,17 @@ class Server(ABC):
     def start(self) -> None:
         """Start the server and wait until it serves."""
         self.launch()
-        assert self.process is not None
-        deadline = time.monotonic() + 60  # after a kill, some replay a log first
-        while not self.ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"{self.service} did not start:\n{self.log[-3000:]}")
-            time.sleep(0.05)
+        self.until_ready()
+
+    def until_ready(self) -> None:
+        """Wait until the server, once launched, serves; if it does not, kill it."""
+        assert self.process is not None, "not started"
+        try:
+            # After a kill, some replay a log first.
+            until_ready(self.process, self.ready, 60, lambda: self.log)
+        except BaseException:
+            self.kill()
+            raise
 
     def stop(self) -> None:
         """Stop the server as an operator does, and wait until it has ended."""
