@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from scripts.demo import Receiver
+from tests.support.process_trees import kill_tree
 from tests.support.processes.blacksmith import ROOT_FOLDER
-from tests.support.services import ROOT, free_port, kill_tree, start
+from tests.support.services import ROOT, free_port, start
 from tests.support.services.postgres import Postgres
 from tests.support.waiting import until
 

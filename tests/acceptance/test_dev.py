@@ -24,6 +24,7 @@ from click.testing import CliRunner, Result
 from blacksmith_dagster.cli import develop, main, processes
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.gateway import StandardGateway
+from tests.support.process_trees import is_alive
 from tests.support.services import free_port
 from tests.support.waiting import until
 
@@ -419,10 +420,4 @@ def test_a_process_that_ignores_the_signal_is_killed_with_its_children(
             dagster=[sys.executable, "-c", STUBBORN, str(pid)],
             gateway=["sh", "-c", waits],
         )
-    until(lambda: not _runs(int(pid.read_text())), 10)
-
-
-def _runs(pid: int) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
+    until(lambda: not is_alive(int(pid.read_text())), 10)
