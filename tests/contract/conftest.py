@@ -17,6 +17,9 @@ from tests.support.pipelines import store as pipeline
 from tests.support.services.broker import Broker
 from tests.support.services.rabbitmq import RabbitMQServer
 
+# Their assertions fail as clearly as those of test modules.
+pytest.register_assert_rewrite("tests.contract.consumers", "tests.contract.notifications")
+
 _topics = itertools.count(1)
 
 

@@ -1,4 +1,4 @@
-"""What only Kafka's consumer does: partitions, groups, missing offsets, rights."""
+"""Kafka's consumer. What only it does: partitions, groups, missing offsets, rights."""
 
 import contextlib
 import logging
@@ -11,6 +11,7 @@ from confluent_kafka.admin import AclOperation, NewPartitions, ResourceType
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import open_pubsub
+from tests.contract.consumers import LogConsumerContract
 from tests.support.consuming import (
     KafkaFeed,
     Kept,
@@ -30,6 +31,14 @@ def feed(kafka: KafkaServer, topic: str) -> KafkaFeed:
 
 def in_order(bodies: list[bytes]) -> list[bytes]:
     return sorted(bodies, key=int)
+
+
+class TestKafkaConsumer(LogConsumerContract):
+    """What every broker does."""
+
+    @pytest.fixture
+    def missing_feed(self, kafka: KafkaServer, topic: str) -> KafkaFeed:
+        return KafkaFeed(kafka, topic)
 
 
 def test_each_partition_has_a_cursor(feed: KafkaFeed, kept: Kept) -> None:

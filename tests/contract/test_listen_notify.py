@@ -1,4 +1,4 @@
-"""What only PostgreSQL does: its URLs, its channels, its keepalives."""
+"""Notifications by PostgreSQL. What only it does: its URLs, its channels, its keepalives."""
 
 import contextlib
 import socket
@@ -7,7 +7,18 @@ import pytest
 
 from blacksmith_dagster.errors import SettingsError
 from blacksmith_dagster.pubsub import open_pubsub
+from tests.contract.notifications import NotificationsContract
 from tests.support.notifying import FLIGHTS, opening
+from tests.support.services.postgres_broker import PostgresBroker
+
+
+@pytest.fixture
+def broker(postgres_broker: PostgresBroker) -> PostgresBroker:
+    return postgres_broker
+
+
+class TestPostgresNotifications(NotificationsContract):
+    """What every broker does."""
 
 
 @pytest.mark.parametrize(
@@ -63,3 +74,11 @@ def test_a_peer_that_vanished_is_noticed(postgres_url: str) -> None:
             assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
         finally:
             connected.detach()
+
+
+def test_a_database_has_no_messages() -> None:
+    pubsub = open_pubsub("postgres", "postgresql://me:open-sesame@db/blacksmith")
+    assert pubsub is not None
+    with pytest.raises(SettingsError, match=r"Kafka, NATS or RabbitMQ.*PostgresSource") as raised:
+        pubsub.consumer("orders", "night", {}.get)
+    assert "open-sesame" not in str(raised.value)

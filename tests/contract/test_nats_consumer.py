@@ -1,4 +1,4 @@
-"""What only NATS' consumer does: retention, wildcards, streams that are created again."""
+"""NATS' consumer. What only it does: retention, wildcards, streams that are created again."""
 
 import logging
 import re
@@ -8,6 +8,7 @@ import pytest
 from nats.js.api import ConsumerConfig, RetentionPolicy
 
 from blacksmith_dagster.errors import SettingsError, Unavailable
+from tests.contract.consumers import LogConsumerContract
 from tests.support.consuming import (
     Kept,
     NATSFeed,
@@ -35,6 +36,14 @@ def work_queue(nats: NATSServer, topic: str) -> NATSFeed:
 @pytest.fixture
 def interest(nats: NATSServer, topic: str) -> NATSFeed:
     return NATSFeed(nats, topic, retention=RetentionPolicy.INTEREST)
+
+
+class TestNATSConsumer(LogConsumerContract):
+    """What every broker does."""
+
+    @pytest.fixture
+    def missing_feed(self, nats: NATSServer, topic: str) -> NATSFeed:
+        return NATSFeed(nats, topic)
 
 
 def test_wildcards_choose_subjects(feed: NATSFeed, kept: Kept) -> None:

@@ -1,4 +1,4 @@
-"""What only RabbitMQ's consumer does: its queue, its bindings, rights, ids."""
+"""RabbitMQ's consumer. What only it does: its queue, its bindings, rights, ids."""
 
 import contextlib
 import logging
@@ -9,6 +9,7 @@ import pytest
 import blacksmith_dagster.pubsub.rabbitmq.consumer as adapter
 from blacksmith_dagster.errors import SettingsError, Unavailable
 from blacksmith_dagster.pubsub import open_pubsub
+from tests.contract.consumers import ConsumerContract
 from tests.support.consuming import (
     SENT_AT,
     Kept,
@@ -27,6 +28,14 @@ from tests.support.waiting import until
 @pytest.fixture
 def feed(rabbitmq: RabbitMQServer, topic: str) -> RabbitMQFeed:
     return RabbitMQFeed(rabbitmq, topic)
+
+
+class TestRabbitMQConsumer(ConsumerContract):
+    """What every broker does."""
+
+    @pytest.fixture
+    def missing_feed(self, rabbitmq: RabbitMQServer, topic: str) -> RabbitMQFeed:
+        return RabbitMQFeed(rabbitmq, topic)
 
 
 def test_a_queue_is_made_bound_and_kept(

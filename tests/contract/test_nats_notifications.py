@@ -1,4 +1,4 @@
-"""What only NATS does: TLS, tokens, rights, and its independence of JetStream."""
+"""Notifications by NATS. What only it does: TLS, tokens, rights, and its independence of JetStream."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from blacksmith_dagster.errors import Unavailable
+from tests.contract.notifications import NotificationsContract
 from tests.support.notifying import FLIGHTS, opening
 from tests.support.services.nats import NATSServer
 from tests.support.services.tls import make_certificate
@@ -17,6 +18,11 @@ from tests.support.services.tls import make_certificate
 pytestmark = pytest.mark.nats
 
 TOPIC = "nats-only"
+
+
+@pytest.fixture
+def broker(nats: NATSServer) -> NATSServer:
+    return nats
 
 
 @pytest.fixture
@@ -49,6 +55,10 @@ def failing(url: str, why: str) -> str:
     ):
         publisher.publish([FLIGHTS])
     return str(raised.value)
+
+
+class TestNATSNotifications(NotificationsContract):
+    """What every broker does."""
 
 
 def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What only RabbitMQ does: its queues, its rights, TLS, and how it ends a connection."""
+"""Notifications by RabbitMQ. What only it does: queues, rights, TLS, how it ends a connection."""
 
 import contextlib
 import time
@@ -9,6 +9,7 @@ import pytest
 import blacksmith_dagster.pubsub.rabbitmq.notifications as adapter
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub
+from tests.contract.notifications import NotificationsContract
 from tests.support.notifying import (
     DELAYS,
     FLIGHTS,
@@ -43,6 +44,10 @@ def refusal(pubsub: PubSub) -> str:
             subscriber.wait(SOON)
     assert str(raised.value) == str(raised_too.value)
     return str(raised.value)
+
+
+class TestRabbitMQNotifications(NotificationsContract):
+    """What every broker does."""
 
 
 def test_little_piles_up_for_a_subscriber_that_does_not_read(

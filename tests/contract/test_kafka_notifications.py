@@ -1,4 +1,4 @@
-"""What only Kafka does: its topic, several partitions and servers, rights, SCRAM, TLS."""
+"""Notifications by Kafka. What only it does: its topic, partitions, servers, rights, SCRAM, TLS."""
 
 import contextlib
 from pathlib import Path
@@ -17,6 +17,7 @@ from confluent_kafka.admin import (
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
+from tests.contract.notifications import NotificationsContract
 from tests.support.notifying import (
     DELAYS,
     FLIGHTS,
@@ -73,6 +74,10 @@ def refusal(pubsub: PubSub) -> str:
 def make_topic(broker: KafkaServer, topic: str, partitions: int) -> None:
     admin = broker.admin()
     admin.create_topics([NewTopic(topic, partitions)])[topic].result(10)
+
+
+class TestKafkaNotifications(NotificationsContract):
+    """What every broker does."""
 
 
 def test_notifications_are_deleted_after_an_hour(
