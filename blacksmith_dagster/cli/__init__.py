@@ -27,14 +27,16 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BlacksmithError as error:
-            message = " ".join(str(error).split()) or type(error).__name__
-            if log_failure(message):
-                raise click.exceptions.Exit(1) from error
-            raise click.ClickException(message) from error
+            raise _ended(" ".join(str(error).split()) or type(error).__name__) from error
         except ImportError as error:
             if error.name is not None:  # a module is missing: the traceback says where
                 raise
-            raise click.ClickException(str(error)) from error  # an extra is missing
+            raise _ended(str(error)) from error  # an extra is missing
+
+
+def _ended(message: str) -> Exception:
+    """What ends the command with exit code 1; the message is printed or, if logs are JSON, logged."""
+    return click.exceptions.Exit(1) if log_failure(message) else click.ClickException(message)
 
 
 @click.group(

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +29,7 @@ DEPLOY = ROOT_FOLDER / "deploy"
 WORKSPACE = "deploy/workspace.yaml"
 HOSTS = re.compile(r"\b(0\.0\.0\.0|code-server(?=\n)|(?<=//)gateway)\b")
 ADMIN_PORT = "8421"
+INTERVAL = 3.0  # seconds between two health checks: one of Dagster's computes for a second or two
 FLIGHT = {
     "carrier": "UA",
     "flight": 1545,
@@ -48,6 +50,7 @@ class Service:
         self._healthcheck = declared.get("healthcheck", {}).get("test")
         self._log = log
         self._was_healthy = False
+        self._check_at = time.monotonic() + INTERVAL
         command = [*WITHOUT_OVERRIDE, *declared["command"]]
         self.process = start(command, folder=ROOT_FOLDER, env=self._env, log=log, drop=False)
 
@@ -60,13 +63,14 @@ class Service:
         return True
 
     def is_healthy(self) -> bool:
-        """Run the health check, as a container engine does."""
-        if not self._was_healthy:
+        """Run the health check, at intervals, as a container engine does; it is healthy once."""
+        if not self._was_healthy and time.monotonic() >= self._check_at:
             assert self.process.poll() is None, self.log
             kind, *command = self._healthcheck
             assert kind == "CMD"
             done = subprocess.run(command, env=self._env, capture_output=True, check=False)
             self._was_healthy = done.returncode == 0
+            self._check_at = time.monotonic() + INTERVAL
         return self._was_healthy
 
 
@@ -89,6 +93,7 @@ class Compose:
         self._folder = folder
         self._databases = databases
         self._ports = {port: str(free_port()) for port in ("8420", "4000", "3000")}
+        self._admin_ports: dict[str, str] = {}
         self._services: dict[str, Service] = {}
         self.home = folder / "home"
         self.home.mkdir()
@@ -118,25 +123,31 @@ class Compose:
         """The URL of the service that has this port in the file."""
         return f"http://127.0.0.1:{self._ports[port]}"
 
+    def is_live(self, name: str) -> bool:
+        """Whether a service says that it is live, as Kubernetes asks."""
+        url = f"http://127.0.0.1:{self._admin_ports[name]}/health/live"
+        return bool(httpx.get(url, trust_env=False).json()["live"])
+
     def start(self) -> None:
         """Start each service as soon as those that it depends on are as it demands."""
         waiting = dict(self._declared)
         while waiting:
-            ready = [name for name in waiting if self._may_start(waiting[name]["depends_on"])]
-            for name in ready:
-                admin_port = str(free_port())  # each container has its own
-                declared = self._substituted(waiting.pop(name), admin_port)
-                log = self._folder / f"{name}.log"
-                self._services[name] = Service(declared, self._env, log)
+            name = until(lambda: self._next(waiting), 120)
+            self._admin_ports[name] = str(free_port())  # each container has its own
+            declared = self._substituted(waiting.pop(name), self._admin_ports[name])
+            self._services[name] = Service(declared, self._env, self._folder / f"{name}.log")
 
     def close(self) -> None:
         for service in self._services.values():
             kill_tree(service.process)
 
-    def _may_start(self, dependencies: Mapping[str, Any]) -> bool:
+    def _next(self, waiting: Mapping[str, Any]) -> str | None:
+        return next((name for name in waiting if self._may_start(waiting[name])), None)
+
+    def _may_start(self, declared: Mapping[str, Any]) -> bool:
         return all(
             name in self._services and CONDITIONS[needed["condition"]](self._services[name])
-            for name, needed in dependencies.items()
+            for name, needed in declared["depends_on"].items()
             if name != "postgres"
         )
 
@@ -182,6 +193,8 @@ def test_compose_commands_carry_an_event(
         compose.start()
         for name in ("gateway", "worker", "webserver"):
             until(compose[name].is_healthy, 60, name)
+        assert compose.is_live("gateway")
+        assert compose.is_live("worker")
         late = {**FLIGHT, "dep_time": 900, "dep_delay": 200.0}
         cancelled = {**FLIGHT, "flight": 1546}
         response = httpx.post(
