@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     """Build, check, and exit with 1 if anything is broken."""
-    folder = Path(*sys.argv[1:2] or [PROJECT / "build" / "docs"])
+    folder = Path(sys.argv[1]) if sys.argv[1:] else PROJECT / "build" / "docs"
     copy_sources(PROJECT, folder)
     sys.exit(build(folder))
 
