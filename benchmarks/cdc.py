@@ -104,7 +104,7 @@ def _receive(url: str) -> None:
     if program is None:
         raise Unavailable("pg_recvlogical", "not found; run `apt-get install postgresql-client`")
     with psycopg.connect(url) as connection:
-        (end,) = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
+        (end,) = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchall()[0]
     options = {"proto_version": "1", "publication_names": SLOT}
     subprocess.run(
         [program, "-d", url, "--slot", SLOT, "--start", "--endpos", end, "-f", "/dev/null"]

@@ -73,6 +73,8 @@ def _run(store_url: str) -> Run:
             raise RuntimeError(f"the run failed:\n{running.log[-3000:]}")
         with DagsterInstance.from_config(str(home)) as instance:
             (record,) = instance.get_run_records()
+            assert record.start_time is not None
+            assert record.end_time is not None
             run_seconds = record.end_time - record.start_time
             rows = len(instance.all_logs(record.dagster_run.run_id))
             return Run(run_seconds, seconds, peak, rows)

@@ -2,7 +2,7 @@
 
 import gc
 import sqlite3
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from types import MappingProxyType
@@ -136,7 +136,8 @@ def _read_jobs(store: Store, *, collect: bool = True) -> Generator[list[Job[Any]
     """
     destination = store.database.destination(full.path)
     epoch, suffix = store.database.epochs._names[-1], f"-{destination}"
-    decode, nothing = msgspec.json.Decoder().decode, MappingProxyType({})
+    decode = msgspec.json.Decoder().decode
+    nothing: Mapping[str, Any] = MappingProxyType({})
     sqlite = store.database.engine.dialect.name == "sqlite"
     with closing(_connect(store)) as conn:
         cursor = conn.cursor() if sqlite else conn.cursor(binary=True)

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from multiprocessing.synchronize import Barrier
@@ -89,7 +89,7 @@ def _into_bare_tables(url: str, commit: int) -> Commit:
     return (_insert if url.startswith("sqlite") else _copy)(url, events, jobs)
 
 
-def _copy(url: str, events: list[Row], jobs: list[Row]) -> Commit:
+def _copy(url: str, events: Sequence[Row], jobs: Sequence[Row]) -> Commit:
     conn = psycopg.connect(url)
     ready = [
         (f"COPY bare_events ({COLUMNS}) FROM STDIN", _copy_text(events)),
@@ -106,12 +106,12 @@ def _copy(url: str, events: list[Row], jobs: list[Row]) -> Commit:
     return write
 
 
-def _copy_text(rows: list[Row]) -> bytes:
+def _copy_text(rows: Sequence[Row]) -> bytes:
     lines = ("\t".join("\\N" if v is None else str(v) for v in row) for row in rows)
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _insert(url: str, events: list[Row], jobs: list[Row]) -> Commit:
+def _insert(url: str, events: Sequence[Row], jobs: Sequence[Row]) -> Commit:
     conn = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, timeout=60)
     conn.execute("PRAGMA synchronous = FULL")
 

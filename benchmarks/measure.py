@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -45,12 +45,12 @@ class Figure:
     holds: bool | None = None
 
 
-def alternate(rounds: int, *measures: Callable[[], T]) -> list[list[T]]:
+def alternate(rounds: int, *measures: Callable[[], Any]) -> list[list[Any]]:
     """Run each measure in turn, `rounds` times: other load on the machine then affects all of them.
 
     A measure returns a number, or a tuple that begins with one.
     """
-    results: list[list[T]] = [[] for _ in measures]
+    results: list[list[Any]] = [[] for _ in measures]
     for number in range(1, rounds + 1):
         for result, measure in zip(results, measures, strict=True):
             result.append(measure())

@@ -2,11 +2,12 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import get_context
+from pathlib import Path
 
 from benchmarks.measure import Effort, Figure, alternate, figure, p99, temporary_folder, timed
 from benchmarks.pipeline import app, happened, payload, requests
@@ -77,8 +78,13 @@ def _removed(size: int) -> float:
                 for _ in range(_SEGMENT // 2**20):
                     file.write(bytes(2**20))
                 os.fsync(file.fileno())
-        seconds, _ = timed(lambda: [path.unlink() for path in paths])
+        seconds, _ = timed(lambda: _unlink(paths))
         return seconds * size / (len(paths) * _SEGMENT)
+
+
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink()
 
 
 def _deleted(databases: Databases, count: int) -> tuple[float, float, float]:

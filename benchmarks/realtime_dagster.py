@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any
 
 import psutil
 import psycopg
@@ -31,7 +33,7 @@ _MATERIALIZATIONS_A_RUN = 16  # one a minute for 15 minutes, and one at the end
 
 
 @contextmanager
-def _alerts(**warm: str) -> Iterator[tuple[PostgresServer, WarmDeployment]]:
+def _alerts(**warm: Any) -> Iterator[tuple[PostgresServer, WarmDeployment]]:
     """A gateway and two realtime destination events, with their own PostgreSQL as store and broker."""
     with closing(PostgresServer(durable=True)) as server, temporary_folder() as home:
         server.start()
@@ -49,7 +51,7 @@ def cold(effort: Effort) -> Iterator[Figure]:
             time.sleep(random.uniform(0, 5))
             sent = time.monotonic()
             alerts.send()
-            until(lambda since=sent: alerts.latencies(since), 120, "the event is loaded")
+            until(partial(alerts.latencies, sent), 120, "the event is loaded")
             latencies += alerts.latencies(sent)
             print(f"  cold {number}: {latencies[-1]:.1f} s", file=sys.stderr)
     what = f"cold, no run alive: request to load, worst of {len(latencies)}; default dagster dev"

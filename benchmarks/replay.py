@@ -9,6 +9,7 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
+import msgspec
 from sqlalchemy import insert
 
 from benchmarks.drain import first_load_rate, receive
@@ -72,7 +73,7 @@ def window(databases: Databases, effort: Effort) -> Iterator[Figure]:
             conn.execute(insert(time_index), rows)
         for day in range(1, 29):
             noon = start + timedelta(days=day)
-            seconds, found = timed(lambda noon=noon: store.log.window(noon, noon + DAY))
+            seconds, found = timed(partial(store.log.window, noon, noon + DAY))
             milliseconds.append(1000 * seconds)
             assert found.upto - found.after <= events / 29
     title = f"a day's window among {events:,} events; {databases.name}"
@@ -93,7 +94,8 @@ def live(databases: Databases, effort: Effort) -> Iterator[Figure]:
 
 def _request(*modes: ReplayMode) -> ReplayRequest:
     now = datetime.now(UTC)
-    return ReplayRequest(now - DAY, now + DAY, *([modes] if modes else []))
+    request = ReplayRequest(now - DAY, now + DAY)
+    return msgspec.structs.replace(request, modes=modes) if modes else request
 
 
 def _replay_rate(databases: Databases, count: int, *, planned: bool) -> float:

@@ -41,7 +41,9 @@ def _measures(
     """`to_sql`; then for each size of a load, into an empty table and again into the full one."""
 
     def rate(load: Callable[[sa.Engine], None], *, empty: bool) -> float:
-        with contextmanager(SQLDestination("warehouse", url=url).connect)() as engine:
+        connect = SQLDestination("warehouse", url=url).connect
+        assert connect is not None
+        with contextmanager(connect)() as engine:
             if empty:
                 _table.drop(engine, checkfirst=True)
                 _table.create(engine)

@@ -56,7 +56,7 @@ def postgres() -> Iterator[Databases]:
         server.start()
         with psycopg.connect(server.url, autocommit=True) as conn:
             version, *durable = (
-                conn.execute(f"SHOW {setting}").fetchone()[0]
+                conn.execute(f"SHOW {setting}").fetchall()[0][0]
                 for setting in ("server_version", "fsync", "synchronous_commit")
             )
             if durable != ["on", "on"]:

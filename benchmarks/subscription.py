@@ -44,6 +44,7 @@ def _measure(
     with closing(broker) as server:
         server.start()
         pubsub = open_pubsub(server.urls(TOPIC)[0], "")
+        assert pubsub is not None
 
         def filled() -> str:
             topic = f"{TOPIC}{next(_names)}"
@@ -79,7 +80,7 @@ def _store_rate(databases: Databases, pubsub: PubSub, topic: str, messages: int)
 
 def _receive_rate(pubsub: PubSub, topic: str, messages: int) -> float:
     """The limit: messages a second that are received and acknowledged."""
-    with closing(pubsub.consumer(topic, topic, {}.get)) as consumer:
+    with closing(pubsub.consumer(topic, topic, dict[str, str]().get)) as consumer:
 
         def read() -> int:
             number = len(consumer.receive(MESSAGES, 10))

@@ -36,7 +36,9 @@ def _struct(name: str, fields: dict[str, Any]) -> type[msgspec.Struct]:
 
 
 def _pydantic(name: str, fields: dict[str, Any]) -> type[pydantic.BaseModel]:
-    return pydantic.create_model(name, **{key: (field, ...) for key, field in fields.items()})
+    required: dict[str, Any] = {key: (field, ...) for key, field in fields.items()}
+    model: type[pydantic.BaseModel] = pydantic.create_model(name, **required)
+    return model
 
 
 _document = json.loads(payload(0))
@@ -53,7 +55,7 @@ _events = [_source.accept(f"event{n}", model=model) for n, model in enumerate(_m
 
 def _is_even(event: Any) -> bool:
     number = event.data["n"] if isinstance(event.data, dict) else event.data.n
-    return number % 2 == 0
+    return bool(number % 2 == 0)
 
 
 app = application(_source, _events, _is_even)

@@ -8,6 +8,7 @@ import json
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from benchmarks.measure import Effort, Figure, alternate, figure
 from benchmarks.pipeline import PAYLOAD_BYTES, application, payload
@@ -27,7 +28,7 @@ app = application(_segment, [_segment.track], lambda event: event.data["properti
 
 def _message(number: int) -> str:
     """A message of 636 bytes as Segment's libraries send it; post.lua fills in its id."""
-    document = {
+    document: dict[str, Any] = {
         "type": "track",
         "event": "Product Viewed",
         "messageId": f"{number:08}-4c1b-4f4e-@@@@@@@@@@@@",

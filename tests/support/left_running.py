@@ -34,7 +34,8 @@ def pytest_configure() -> None:
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     result = yield  # after it, the fixtures of the session have been closed too
     if hasattr(session.config, "workerinput"):
-        session.config.workeroutput["left_running"] = [tuple(left) for left in _end_all()]
+        output: dict[str, object] = session.config.workeroutput  # type: ignore[attr-defined]
+        output["left_running"] = [tuple(left) for left in _end_all()]
     elif session.config.getoption("dist", "no") == "no":
         _report(session.config, _end_all())
     return result

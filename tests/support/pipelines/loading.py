@@ -98,11 +98,11 @@ class Recording:
 airport = Source("airport", retention="500ms", discarded_retention="1s")  # for the tests of purges
 departed = airport.accept("departed")
 
-SOON: dict[str, Any] = {"schedule": Schedule("@every 5s"), "retry": RetryPolicy(3, "100ms")}
+SOON, RETRY = Schedule("@every 5s"), RetryPolicy(3, "100ms")
 
-warehouse = Destination("warehouse", connect=Recording.open, **SOON)
-alerts = Destination("alerts", connect=Recording.open, **SOON)
-mail = Destination("mail", connect=Recording.open, **SOON)
+warehouse = Destination("warehouse", connect=Recording.open, schedule=SOON, retry=RETRY)
+alerts = Destination("alerts", connect=Recording.open, schedule=SOON, retry=RETRY)
+mail = Destination("mail", connect=Recording.open, schedule=SOON, retry=RETRY)
 
 
 def hurries(event: Event[Any]) -> bool:

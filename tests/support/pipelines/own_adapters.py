@@ -63,6 +63,7 @@ class PlainScheduler:
         stop: threading.Event,
         report: Callable[[LoadReport], None],
     ) -> Summary:
+        assert event.destination.connect is not None
         summary, connection = Summary(), event.destination.connect()
         opened = next(connection)
         while load := store.loads.claim(token, event.batch_size, event.retry.max_attempts, run):

@@ -9,6 +9,7 @@ import pydantic
 from blacksmith_dagster import (
     CORS,
     HTTP,
+    Auth,
     Bearer,
     Blacksmith,
     Event,
@@ -30,7 +31,7 @@ WHSEC_NEW, WHSEC_OLD = "BLACKSMITH_TEST_WHSEC_NEW", "BLACKSMITH_TEST_WHSEC_OLD"
 BOTH = Secret(NEW), Secret(OLD)
 SHOP = "https://shop.example"
 
-AUTHS = {
+AUTHS: dict[str, Auth] = {
     "bearer": Bearer(*BOTH),
     "write_key": WriteKey(*BOTH),
     "standard": StandardWebhooksSignature(Secret(WHSEC_NEW), Secret(WHSEC_OLD)),

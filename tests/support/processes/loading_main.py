@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from blacksmith_dagster.errors import FencedOut, Timeout, Unavailable
 from blacksmith_dagster.scheduler import StandardScheduler, load, loader
@@ -25,7 +26,11 @@ from blacksmith_dagster.supervisor import (
 from tests.support.pipelines.loading import blacksmith
 
 if "FAKETIME" in os.environ:  # under libfaketime 0.9.10 the real one fails with EINVAL
-    time.sleep = lambda seconds: threading.Event().wait(seconds) and None
+
+    def _sleep(seconds: Any) -> None:
+        threading.Event().wait(seconds)
+
+    time.sleep = _sleep
 
 TTL = 2.0
 TIMED_OUT = 75

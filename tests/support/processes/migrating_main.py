@@ -54,10 +54,8 @@ def application(target_url: str, *, in_transaction: bool) -> Blacksmith:
 
 def add_pauses() -> None:
     """Add the points to pause at: between two statements, and before and after the migration."""
-    sql.split_sqlite, sql.split_postgresql = (
-        _pausing(sql.split_sqlite),
-        _pausing(sql.split_postgresql),
-    )
+    for split in ("split_sqlite", "split_postgresql"):
+        setattr(sql, split, _pausing(getattr(sql, split)))
     record = Tracking.record
 
     def record_or_pause(
@@ -70,7 +68,7 @@ def add_pauses() -> None:
         )
         record(tracking, token, scope, step, to, **rest)
 
-    Tracking.record = record_or_pause  # type: ignore[method-assign]
+    Tracking.record = record_or_pause  # type: ignore[method-assign, assignment]
 
 
 def _pausing(split: Callable[[str], Iterator[str]]) -> Callable[[str], Iterator[str]]:
