@@ -20,7 +20,7 @@ from tests.support.services.postgres import Postgres, PostgresServer
 from tests.support.services.postgres_broker import PostgresBroker
 from tests.support.services.rabbitmq import RabbitMQServer
 
-pytest_plugins = ["tests.support.left_running"]
+pytest_plugins = ["tests.support.left_running", "tests.support.measuring"]
 
 T = TypeVar("T")
 CI = os.environ.get("CI") == "true"
