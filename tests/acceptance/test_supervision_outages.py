@@ -39,7 +39,7 @@ T = TypeVar("T")
 pytestmark = pytest.mark.consul
 
 DOWN = 60.0 if soak.ROUNDS else 5 * TTL
-ROUNDS = soak.rounds(4)
+ROUNDS = soak.rounds(2)
 
 
 @pytest.fixture

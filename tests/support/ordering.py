@@ -11,7 +11,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_COMPUTING = ("acceptance", "orchestration", "project")  # they start processes, and Dagster
+_COMPUTING = ("project", "acceptance", "orchestration")  # type checkers, processes, Dagster
 
 
 def alternated(items: Iterable[tuple[Path, T]]) -> Sequence[T]:
@@ -23,7 +23,7 @@ def alternated(items: Iterable[tuple[Path, T]]) -> Sequence[T]:
     files: dict[Path, list[T]] = {}
     for path, item in items:
         files.setdefault(path, []).append(item)
-    computing = [path for path in files if path.parent.name in _COMPUTING]
+    computing = [path for folder in _COMPUTING for path in files if path.parent.name == folder]
     waiting = [path for path in files if path.parent.name not in _COMPUTING]
     order = chain.from_iterable(zip_longest(computing, waiting))
     return [item for path in order if path is not None for item in files[path]]
