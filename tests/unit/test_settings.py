@@ -1,5 +1,6 @@
 """Where a process finds its home, its store and its application."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,14 @@ import pytest
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
 from blacksmith_dagster.importer import load_application, load_function
-from blacksmith_dagster.settings import ParsedURL, Settings, find_home, find_project, parse_url
+from blacksmith_dagster.settings import (
+    ParsedURL,
+    Settings,
+    find_home,
+    find_project,
+    parse_url,
+    read_env_file,
+)
 
 APPLICATION = """
 from blacksmith_dagster import Blacksmith, Source
@@ -54,6 +62,20 @@ def test_the_home_is_beside_the_projects_file(
     assert find_home() == home
     assert Settings.read() == Settings(f"sqlite:///{home}/store.db")
     assert list(load_application().sources) == ["of_the_project"]
+
+
+def test_the_projects_variables_are_set_over_those_of_the_environment(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Dagster does; the gateway and Dagster's runs must not see two stores."""
+    monkeypatch.setattr(os, "environ", {"PLACE": "of the environment"})
+    read_env_file()  # there is no project here
+    monkeypatch.chdir(project / "place")
+    read_env_file()  # which has no such file yet
+    assert os.environ == {"PLACE": "of the environment"}
+    (project / ".env").write_text("# a comment\nPLACE='of the file'\nDEEP=\nWITHOUT_VALUE\n")
+    read_env_file()
+    assert os.environ == {"PLACE": "of the file", "DEEP": ""}
 
 
 def test_a_projects_file_without_the_table_is_passed_by(
