@@ -11,7 +11,7 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
-from tests.support import empty_stores, markers, ordering, soak
+from tests.support import empty_stores, markers, ordering, randomness
 from tests.support.services import Unavailable
 from tests.support.services.consul import ConsulServer
 from tests.support.services.kafka import KafkaServer
@@ -32,8 +32,8 @@ _missing: dict[str, set[str]] = {}  # a service that cannot be had, and why -> t
 hypothesis.settings.register_profile("local", deadline=None)
 if not CI:
     hypothesis.settings.load_profile("local")
-if soak.ROUNDS:
-    hypothesis.settings.register_profile("soak", deadline=None, max_examples=10 * soak.ROUNDS)
+if randomness.ROUNDS:
+    hypothesis.settings.register_profile("soak", deadline=None, max_examples=10 * randomness.ROUNDS)
     hypothesis.settings.load_profile("soak")
 
 

@@ -3,7 +3,6 @@ and the next request is served in time."""
 
 import gzip
 import json
-import random
 import resource
 import socket
 import time
@@ -18,6 +17,7 @@ import pytest
 
 from blacksmith_dagster.gateway.protocol import HEAD_SECONDS
 from blacksmith_dagster.store import Store, open_store
+from tests.support import randomness
 from tests.support.pipelines.gateway import SLOW_SECONDS
 from tests.support.processes.blacksmith import GatewayProcess, peak_memory
 
@@ -431,9 +431,7 @@ def test_names_that_look_like_sql(attacked: Attacked) -> None:
 
 
 def test_noise(attacked: Attacked) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    noise = random.Random(seed)
+    noise = randomness.seeded()
     request = _head(ACCEPTED, "Content-Length: 13") + b'{"wanted": 1}'
 
     def spoiled(_: int) -> bytes:

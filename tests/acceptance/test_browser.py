@@ -3,31 +3,22 @@
 With BLACKSMITH_SCREENSHOTS=docs/images it renews the screenshots of the documentation.
 """
 
-import os
 import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from scripts import demo
+from tests.support.browser import open_page, shoot
 
 pytestmark = pytest.mark.timeout(300)
 
 FLIGHTS = 5000
 SECONDS = 150
-BROWSER_OPTIONS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 TODAY = datetime.now(UTC).date().isoformat()
 
 
@@ -67,18 +58,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[demo.Deploymen
 
 @pytest.fixture
 def page(running: demo.Deployment, chromium: str) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(BROWSER_OPTIONS))
-        page = browser.new_page(base_url=running.ui, viewport={"width": 1400, "height": 760})
-        page.set_default_timeout(30_000)
+    with open_page(chromium, running.ui) as page:
         yield page
-        browser.close()
-
-
-def shoot(page: Page, name: str) -> None:
-    if folder := os.environ.get("BLACKSMITH_SCREENSHOTS"):
-        page.wait_for_load_state("networkidle")
-        page.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def test_lineage_from_source_event_to_pandas_asset(page: Page) -> None:

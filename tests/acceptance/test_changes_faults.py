@@ -12,6 +12,7 @@ import pytest
 
 from blacksmith_dagster.sources import Change
 from blacksmith_dagster.store import Store, open_store
+from tests.support import randomness
 from tests.support.processes.changing_main import URL, blacksmith, counted
 from tests.support.processes.loading_process import LoaderProcess
 from tests.support.services.postgres import PostgresServer
@@ -60,9 +61,7 @@ def _last(conn: psycopg.Connection) -> int:
 
 @pytest.fixture
 def randomly() -> random.Random:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    return random.Random(seed)
+    return randomness.seeded()
 
 
 @pytest.fixture

@@ -13,12 +13,6 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(300)
 
-TERMINATE = """
-mutation Terminate($run: String!) {
-  terminateRun(runId: $run) { __typename ... on PythonError { message } }
-}
-"""
-
 
 @pytest.fixture
 def deploy(store_url: str, tmp_path: Path) -> Iterator[Callable[..., Deployment]]:
@@ -39,8 +33,7 @@ def test_run_terminated_from_ui(deploy: Callable[..., Deployment]) -> None:
     dagster = lake.dev()
     until(lake.began, 90, "a batch begins")
     (run,) = lake.runs()
-    response = dagster.graphql(TERMINATE, run=run.run_id)
-    assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    dagster.terminate(run.run_id)
     until(lambda: lake.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "the run is canceled")
     began, ended = (
         [line["ids"] for line in lake.lines() if line["what"] == what] for what in ("begin", "end")

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-import random
 import re
 import selectors
 import shutil
@@ -25,6 +24,7 @@ import psutil
 import pytest
 
 from blacksmith_dagster.store import Store, open_store
+from tests.support import randomness
 from tests.support.ledger import load_on
 from tests.support.processes.blacksmith import GatewayProcess
 from tests.support.services import ROOT, UNPRIVILEGED
@@ -49,9 +49,7 @@ def store(gateway: GatewayProcess, store_url: str) -> Iterator[Store]:
 
 
 def test_gateway_killed_under_load(gateway: GatewayProcess, store: Store) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    moments = random.Random(seed)
+    moments = randomness.seeded()
     with load_on(gateway) as ledger:
         for _ in range(4):
             accepted = len(ledger.accepted)
@@ -208,9 +206,7 @@ def test_when_that_raises_makes_the_job(gateway: GatewayProcess, store: Store) -
 
 
 def test_concurrent_keys_do_not_deadlock(store_url: str) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    shuffled = random.Random(seed)
+    shuffled = randomness.seeded()
     names = [f"key {n}" for n in range(300)]
 
     def body() -> bytes:

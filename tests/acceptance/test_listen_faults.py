@@ -23,6 +23,7 @@ from sqlalchemy import func, select
 from blacksmith_dagster.ingest.ingest import retry_quarantined
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.tables import events
+from tests.support import randomness
 from tests.support.consuming import Feed, KafkaFeed, NATSFeed, RabbitMQFeed, numbered
 from tests.support.processes.listening_main import (
     DIES,
@@ -136,9 +137,7 @@ def orders_on_postgres(feed: Feed, postgres_url: str, tmp_path: Path) -> Iterato
 
 @pytest.fixture
 def randomly() -> random.Random:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    return random.Random(seed)
+    return randomness.seeded()
 
 
 def test_listener_killed_after_read(orders: Orders) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from dagster import AssetKey, DagsterRunStatus
 
-from tests.acceptance.test_dagster_faults import TERMINATE
 from tests.support.pipelines.listen import LOG, WARM, blacksmith
 from tests.support.processes.blacksmith import repeated
 from tests.support.processes.dagster_processes import Deployment
@@ -156,8 +155,7 @@ def test_a_terminated_run_keeps_what_it_has_read(deploy: Callable[..., Listening
     shop.reading()
     (run,) = shop.runs()
     with shop.stream(100.0):
-        response = dagster.graphql(TERMINATE, run=run.run_id)
-        assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"
+        dagster.terminate(run.run_id)
         until(lambda: shop.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "it is canceled")
         shop.reading(2)
     shop.judge()

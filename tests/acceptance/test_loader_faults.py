@@ -1,16 +1,13 @@
 """Real faults of destinations and of loaders, and their effect on the jobs."""
 
 import contextlib
-import random
 import sqlite3
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from blacksmith_dagster import (
@@ -20,19 +17,18 @@ from blacksmith_dagster import (
     DestinationEvent,
     Event,
     Flow,
-    Request,
     RetryPolicy,
     Schedule,
     Source,
 )
-from blacksmith_dagster.errors import FencedOut, Unavailable
-from blacksmith_dagster.ingest.extract import Extractor
-from blacksmith_dagster.pipeline.source import SourceEvent
+from blacksmith_dagster.errors import FencedOut
 from blacksmith_dagster.scheduler import StandardScheduler, Tally
 from blacksmith_dagster.scheduler import load as load_due
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.supervisor import StoreSupervisor
+from tests.support import randomness
+from tests.support.ingesting import accept
 from tests.support.oracle import judge
 from tests.support.pipelines.loading import (
     ALERTS,
@@ -40,8 +36,6 @@ from tests.support.pipelines.loading import (
     HURRIED,
     REPORTED,
     Recording,
-    blacksmith,
-    departed,
 )
 from tests.support.processes.blacksmith import GatewayProcess
 from tests.support.processes.loading_process import LoaderProcess, keep_running, opened
@@ -49,30 +43,6 @@ from tests.support.services.postgres import PostgresServer
 from tests.support.waiting import until
 
 AT_ONCE = RetryPolicy(max_retries=3, delay="1ms")
-
-
-def accept(
-    store: Store,
-    data: Sequence[Any],
-    app: Blacksmith = blacksmith,
-    event: SourceEvent[Any, Any, Any] = departed,
-) -> list[str]:
-    """Ingest an event per item of data, as the gateway does; returns their ids.
-
-    While the store does not respond, it repeats the request with its key, as a client does.
-    """
-    headers = {"content-type": "application/json", "idempotency-key": uuid.uuid4().hex}
-    request = Request(msgspec.json.encode(data), headers)
-    events = Extractor(app, event).extract(request).events
-    give_up = time.monotonic() + 30
-    while True:
-        try:
-            (ids,) = store.log.append([events])
-        except Unavailable:
-            assert time.monotonic() < give_up
-            continue
-        assert isinstance(ids, list)
-        return ids
 
 
 @pytest.fixture
@@ -384,9 +354,7 @@ def test_job_that_kills_its_process(store: Store, store_url: str, recording: Rec
 
 
 def test_received_outcomes_exactly_once(store: Store, store_url: str, recording: Recording) -> None:
-    seed = random.randrange(2**32)
-    print("seed", seed)
-    dice = random.Random(seed)
+    dice = randomness.seeded()
     ids: list[str] = []
     with LoaderProcess(store_url, recording.folder, FLIGHTS, REPORTED) as loader:
         for _ in range(6):

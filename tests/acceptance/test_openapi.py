@@ -1,7 +1,6 @@
 """The gateway describes its endpoints, and conforms to its description, whatever it receives."""
 
 import os
-import random
 import re
 import subprocess
 import sys
@@ -9,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.test_trust import PIPELINE, SECRETS, WHSEC, bearer, write_key
-from tests.support import soak
-from tests.support.pipelines.trust import NEW, OLD, WHSEC_NEW, WHSEC_OLD
+from tests.support import randomness
+from tests.support.pipelines.trust import NEW, OLD, PIPELINE, WHSEC_NEW, WHSEC_OLD
 from tests.support.processes.blacksmith import GATEWAY_PIPELINE, GatewayProcess
+from tests.support.signing import SECRETS, WHSEC, bearer, write_key
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
 ENV = {
@@ -33,7 +32,7 @@ NOT_PROMISED = "positive_data_acceptance,negative_data_rejection"
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(180 + 10 * soak.ROUNDS)
+@pytest.mark.timeout(180 + 10 * randomness.ROUNDS)
 @pytest.mark.parametrize(
     ("pipeline", "proof"),
     [
@@ -44,8 +43,7 @@ NOT_PROMISED = "positive_data_acceptance,negative_data_rejection"
     ids=["trust", "gateway", "senders"],
 )
 def test_door_fuzz(pipeline: str, proof: dict[str, str], store_url: str, tmp_path: Path) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    seed = randomness.new_seed()
     with GatewayProcess(store_url, pipeline, env=ENV) as gateway:
         done = subprocess.run(
             [
@@ -54,7 +52,7 @@ def test_door_fuzz(pipeline: str, proof: dict[str, str], store_url: str, tmp_pat
                 f"{gateway.url}/_openapi.json",
                 f"--header=Authorization: {proof['Authorization']}",
                 "--phases=coverage,fuzzing",
-                f"--max-examples={soak.rounds(20)}",
+                f"--max-examples={randomness.rounds(20)}",
                 f"--exclude-checks={NOT_PROMISED}",
                 f"--seed={seed}",
                 "--request-timeout=30",
@@ -65,7 +63,7 @@ def test_door_fuzz(pipeline: str, proof: dict[str, str], store_url: str, tmp_pat
             capture_output=True,
             text=True,
             check=False,
-            timeout=170 + 10 * soak.ROUNDS,
+            timeout=170 + 10 * randomness.ROUNDS,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         operations = sum(map(len, gateway.client_get("/_openapi.json").json()["paths"].values()))

@@ -33,7 +33,8 @@ from blacksmith_dagster.store.records import (
 )
 from blacksmith_dagster.store.tables import events, leases, time_index
 from blacksmith_dagster.supervisor import StoreSupervisor
-from tests.acceptance.test_loader_faults import accept
+from tests.support import randomness
+from tests.support.ingesting import accept
 from tests.support.pipelines.loading import (
     FLIGHTS,
     HURRIED,
@@ -171,12 +172,10 @@ class Beside:
 
 def test_purge_during_loads_and_replays(store: Store, store_url: str, recording: Recording) -> None:
     """Purges and a loader are killed repeatedly: only settled events are purged, each counted once."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+    chance = randomness.seeded()
     purge = BlacksmithProcess(["purge", APP], store_url)
     with LoaderProcess(store_url, recording.folder, FLIGHTS, REPORTED) as loader:
-        beside = Beside(store, random.Random(seed + 1))
+        beside = Beside(store, random.Random(chance.randrange(2**32)))
         ends = time.monotonic() + 8
         purges = 0
         while time.monotonic() < ends or not (purges and beside.replayed and beside.refused):

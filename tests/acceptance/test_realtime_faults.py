@@ -15,6 +15,7 @@ import pytest
 
 from blacksmith_dagster.scheduler.realtime import SWEEP, SWEEP_ALONE
 from blacksmith_dagster.store import open_store
+from tests.support import randomness
 from tests.support.ledger import Sender
 from tests.support.notifying import frozen
 from tests.support.pipelines.realtime import blacksmith
@@ -157,8 +158,7 @@ def test_messages_lost(relayed: tuple[System, Relay]) -> None:
 
 
 def test_messages_doubled_and_reordered(relayed: tuple[System, Relay]) -> None:
-    seed = random.randrange(1_000_000)
-    print(f"seed {seed}")
+    seed = randomness.new_seed()
     random.seed(seed)
     system, relay = relayed
     with system.load():

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from dagster import DagsterRunStatus
 
-from tests.acceptance.test_dagster_faults import TERMINATE
 from tests.support.process_trees import is_alive
 from tests.support.processes.warm_processes import LATE, WarmDeployment
 from tests.support.waiting import until
@@ -143,8 +142,7 @@ def test_terminated_in_the_middle_of_a_batch(deploy: Deploy) -> None:
     (run,) = alerts.runs()
     with alerts.stream(2.0):
         until(lambda: len(alerts.notes()) > len(alerts.notes("end")), 20, "a batch begins")
-        response = dagster.graphql(TERMINATE, run=run.run_id)
-        assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"
+        dagster.terminate(run.run_id)
         until(lambda: alerts.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "it is canceled")
         began, ended = (
             [note["ids"] for note in alerts.notes(what) if note["pid"] == alerts.pids()[0]]

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 from dagster import AssetKey, DagsterRunStatus
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.acceptance.test_browser import BROWSER_OPTIONS
-from tests.acceptance.test_dagster_faults import TERMINATE
+from tests.support.browser import open_page
 from tests.support.processes.dagster_processes import FLIGHTS, DagsterProcess, Deployment
 from tests.support.waiting import until
 
@@ -98,8 +97,7 @@ def test_cancelled_from_the_ui(deploy: Callable[..., Deployment]) -> None:
     launch(dagster)
     until(lake.began, 90, "a batch begins")
     (run,) = lake.runs_of(ASSET_JOB)
-    response = dagster.graphql(TERMINATE, run=run.run_id)
-    assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    dagster.terminate(run.run_id)
     until(lambda: lake.status(run.run_id) is DagsterRunStatus.CANCELED, 30, "the run is canceled")
     began, ended = (
         [line["ids"] for line in lake.lines() if line["what"] == what] for what in ("begin", "end")
@@ -136,12 +134,8 @@ def test_daemon_killed_in_a_backfill(deploy: Callable[..., Deployment]) -> None:
 
 @pytest.fixture
 def page(chromium: str) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(BROWSER_OPTIONS))
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.set_default_timeout(30_000)
+    with open_page(chromium, height=900) as page:
         yield page
-        browser.close()
 
 
 @on_sqlite

@@ -1,7 +1,6 @@
 """Consul itself fails while gateways receive and three hosts compete for a lock."""
 
 import contextlib
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from blacksmith_dagster.store.tables import loads
 from blacksmith_dagster.supervisor import GATEWAY, SCHEDULER
 from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
-from tests.support import soak
+from tests.support import randomness
 from tests.support.pipelines.loading import RECORDING
 from tests.support.processes.blacksmith import GatewayProcess
 from tests.support.processes.hosts import (
@@ -38,8 +37,8 @@ T = TypeVar("T")
 
 pytestmark = pytest.mark.consul
 
-DOWN = 60.0 if soak.ROUNDS else 5 * TTL
-ROUNDS = soak.rounds(2)
+DOWN = 60.0 if randomness.ROUNDS else 5 * TTL
+ROUNDS = randomness.rounds(2)
 
 
 @pytest.fixture
@@ -214,7 +213,7 @@ def test_random_rounds(cluster: ConsulCluster, postgres_url: str, tmp_path: Path
 
     It prints the `make soak SEED=... ROUNDS=...` that repeats the same faults, at other moments.
     """
-    seed = int(os.environ.get("BLACKSMITH_TEST_SEED") or random.randrange(2**32))
+    seed = randomness.new_seed()
     print(f"make soak SEED={seed} ROUNDS={ROUNDS}")
     dice = random.Random(seed)
     urls = [server.url + OPTIONS for server in cluster.servers[:2]]

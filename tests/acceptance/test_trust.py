@@ -1,6 +1,5 @@
 """The gateway's authentication, networks, CORS, models and versions, and its rejections."""
 
-import base64
 import gzip
 import json
 import socket
@@ -16,20 +15,21 @@ import pytest
 from blacksmith_dagster.gateway.protocol import HEAD_BYTES
 from blacksmith_dagster.pipeline.access import hashed
 from blacksmith_dagster.store import Store, open_store
-from tests.support.pipelines.trust import MODELS, NEW, OLD, SHOP, WHSEC_NEW, WHSEC_OLD
+from tests.support.pipelines.trust import MODELS, NEW, OLD, PIPELINE, SHOP, WHSEC_NEW, WHSEC_OLD
 from tests.support.processes.blacksmith import GatewayProcess, peak_memory
-from tests.support.waiting import until
-from tests.unit.test_signatures import (
+from tests.support.signing import (
+    SECRETS,
     WHSEC,
+    bearer,
     github,
     shop,
     slack,
     standard_webhooks,
     stripe_header,
+    write_key,
 )
+from tests.support.waiting import until
 
-PIPELINE = "tests.support.pipelines.trust:blacksmith"
-SECRETS = ("hunter2-new", "hunter2-old")
 BODY = b'{"id": "evt_1", "amount": 1200}'
 MIB = 1024 * 1024
 
@@ -46,14 +46,6 @@ SIGNATURES: dict[str, Sign] = {
     "slack": slack,
     "shop": shop,
 }
-
-
-def bearer(secret: str, body: bytes, at: int) -> dict[str, str]:
-    return {"Authorization": f"Bearer {secret}"}
-
-
-def write_key(secret: str, body: bytes, at: int) -> dict[str, str]:
-    return {"Authorization": f"Basic {base64.b64encode(f'{secret}:'.encode()).decode()}"}
 
 
 ALL = {"bearer": bearer, "write_key": write_key, **SIGNATURES}

@@ -16,8 +16,7 @@ from blacksmith_dagster.wanderer import (
     Wanderer,
 )
 from blacksmith_dagster.wanderer.tracking import Tracking
-from tests.contract.test_wanderer import SCOPE, load
-from tests.support.migrating import ONE, Runs, runs, tables
+from tests.support.migrating import ONE, SCOPE, Runs, load, runs, tables
 from tests.support.pipelines.one_event import ingest
 from tests.support.processes.blacksmith import ROOT_FOLDER
 from tests.support.processes.migrating_main import PAUSED, POINT, application

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from blacksmith_dagster import Blacksmith
 from blacksmith_dagster.store import open_store
 from blacksmith_dagster.supervisor import open_supervisor
 from blacksmith_dagster.wanderer import MigrationState, Wanderer
-from tests.acceptance.test_browser import BROWSER_OPTIONS, shoot
-from tests.acceptance.test_dagster_faults import TERMINATE
+from tests.support.browser import open_page, shoot
 from tests.support.dagster_home import make_home
 from tests.support.pipelines.wanderer import FOLDER, SLOW, WAREHOUSE, airport, lake
 from tests.support.processes.blacksmith import ROOT_FOLDER
@@ -128,13 +127,8 @@ def wandering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wandering]:
 
 @pytest.fixture
 def page(wandering: Wandering, chromium: str) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(BROWSER_OPTIONS))
-        url = wandering.dagster.url
-        page = browser.new_page(base_url=url, viewport={"width": 1400, "height": 760})
-        page.set_default_timeout(30_000)
+    with open_page(chromium, wandering.dagster.url) as page:
         yield page
-        browser.close()
 
 
 def launch_by_hand(page: Page, job: str, config: str) -> None:
@@ -204,8 +198,7 @@ def test_a_second_run_fails_at_once_and_a_terminated_one_finishes_its_migration(
     page.goto(f"/runs/{second}")
     expect(page.get_by_text(re.compile(first)).first).to_be_visible()  # the holder is named
 
-    response = wandering.dagster.graphql(TERMINATE, run=first)
-    assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    wandering.dagster.terminate(first)
     until(lambda: wandering.run(first).status is DagsterRunStatus.CANCELING, 20, "it is canceling")
     (wandering.home / "go").touch()
     assert wandering.ended(first) is DagsterRunStatus.CANCELED

@@ -18,6 +18,7 @@ import pytest
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Consumer
+from tests.support import randomness
 from tests.support.consuming import (
     SENT_AT,
     VARIABLE,
@@ -165,8 +166,7 @@ class ConsumerContract:
         assert bodies(received(consumer, 1)) == [b"one"]
 
     def test_bodies_are_bytes_whatever_they_hold(self, feed: Feed, consume: Consume) -> None:
-        seed = random.randrange(2**32)
-        print(f"seed {seed}")
+        seed = randomness.new_seed()
         big = random.Random(seed).randbytes(900_000)
         sent = [b"", b"\0", b"\xff\xfe", bytes(range(256)), "ü\u2028".encode(), big]
         feed.send(*sent)
@@ -347,9 +347,7 @@ class ConsumerContract:
         consumer.acknowledge()
 
     def test_close_at_any_moment_ends_a_receive(self, feed: Feed, consume: Consume) -> None:
-        seed = random.randrange(2**32)
-        print(f"seed {seed}")
-        moments = random.Random(seed)
+        moments = randomness.seeded()
         feed.send(*numbered(100))
         with ThreadPoolExecutor(1) as pool:
             for _ in range(10):

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import random
 import statistics
 import threading
 import time
@@ -14,6 +13,7 @@ import pytest
 
 from blacksmith_dagster.errors import Unavailable
 from blacksmith_dagster.pubsub import Publisher, PubSub, Subscriber
+from tests.support import randomness
 from tests.support.notifying import (
     DELAYS,
     FLIGHTS,
@@ -148,9 +148,7 @@ class NotificationsContract:
         subscriber.close()  # once more changes nothing
 
     def test_close_at_any_moment_ends_a_wait(self, pubsub: PubSub) -> None:
-        seed = random.randrange(2**32)
-        print(f"seed {seed}")
-        moments = random.Random(seed)
+        moments = randomness.seeded()
         with ThreadPoolExecutor(1) as pool:
             for _ in range(10):
                 subscriber = pubsub.subscriber("warehouse")

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import Cursor, NewEvent
+from tests.support import randomness
 from tests.support.pipelines.store import FLIGHTS, claimed, new_event, take_over
 
 
@@ -96,8 +97,7 @@ def test_a_family_may_be_large(store: Store) -> None:
 
 def test_families_that_are_kept_at_once_stay_together(store: Store) -> None:
     """Their sequence numbers interleave; each child still has its own parent."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    seed = randomness.new_seed()
 
     def write(number: int) -> list[list[str]]:
         chance, stored = random.Random(seed + number), []

@@ -8,6 +8,7 @@ import pytest
 from blacksmith_dagster.errors import CursorMoved, KeyReused, NotFound
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import Cursor, NewEvent, RawRequest
+from tests.support import randomness
 from tests.support.pipelines.store import departed, new_event
 
 RAW = RawRequest(departed.path, b"{", {}, "BadRequest: no JSON")
@@ -96,8 +97,7 @@ def test_an_unknown_event_moves_no_cursor(store: Store) -> None:
 
 def test_readers_that_are_moved_in_every_order_do_not_deadlock(store: Store) -> None:
     """Many processes believe that they are the readers: each step is made once."""
-    steps, seed = 15, random.randrange(2**32)
-    print(f"seed {seed}")
+    steps, seed = 15, randomness.new_seed()
     readers = [f"orders/{n}" for n in range(8)]
 
     def read_on(number: int) -> int:

@@ -13,6 +13,7 @@ import pytest
 from blacksmith_dagster.errors import ChangesLost, DeclarationError, SettingsError, Unavailable
 from blacksmith_dagster.sources import Change, PostgresSource
 from blacksmith_dagster.sources.postgres import follow
+from tests.support import randomness
 from tests.support.changing import (
     RESPONDS_SOON,
     Changes,
@@ -216,8 +217,7 @@ def test_big_transaction_restarted_in_the_middle_comes_once(url: str, ledger: Le
 
 
 def test_snapshot_then_stream_has_no_gap(url: str, ledger: Ledger) -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    seed = randomness.new_seed()
     run(
         url,
         CUSTOMERS,

@@ -21,7 +21,6 @@ from blacksmith_dagster.store.records import (
     Replay,
     SelectedJob,
 )
-from tests.contract.test_replays import ALL, MISSING, drain, plan, replaying
 from tests.support.pipelines.store import (
     FLIGHTS,
     SEATS,
@@ -31,6 +30,7 @@ from tests.support.pipelines.store import (
     take_over,
 )
 from tests.support.purging import DAY, NOW, OUTCOME, gone, index_time, kept, load_all, purged, read
+from tests.support.replays import ALL, MISSING, drain, plan, replaying
 
 
 def begin(store: Store, to: str = FLIGHTS) -> Replay:

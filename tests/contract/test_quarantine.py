@@ -11,6 +11,7 @@ from blacksmith_dagster import HTTP, Blacksmith, Reply, Request, Source
 from blacksmith_dagster.errors import KeyReused, NotFound
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import NewEvent, RawRequest
+from tests.support import randomness
 from tests.support.pipelines.store import FLIGHTS, departed, new_event
 
 RAW = RawRequest(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
@@ -66,8 +67,7 @@ def test_a_raw_request_stored_again_with_its_key_is_the_same(store: Store) -> No
 
 def test_a_raw_request_stored_by_many_at_once_with_its_key_is_stored_once(store: Store) -> None:
     """Commits that bring the same requests in every order do not deadlock."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    seed = randomness.new_seed()
 
     def write(number: int) -> dict[str | None, str]:
         chance = random.Random(seed + number)

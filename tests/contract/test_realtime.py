@@ -1,11 +1,9 @@
 """The realtime loop, on every store: what wakes it, what delays it, and what it reports."""
 
-import contextlib
 import inspect
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +28,7 @@ from blacksmith_dagster.scheduler import (
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Lane
 from blacksmith_dagster.supervisor import Supervisor, open_supervisor
+from tests.support.messages import Messages
 from tests.support.pipelines.one_event import airport, departed, ingest, numbers
 from tests.support.waiting import until
 
@@ -37,47 +36,6 @@ FLIGHTS, SEATS, LOST = "warehouse/flights", "warehouse/seats", "warehouse/lost"
 LOCK = f"load/{FLIGHTS}"
 AT_ONCE = 1.5  # seconds; where this matters, the sweep comes much later
 NEVER = 3600.0
-
-
-class Messages:
-    """A subscriber in this process: the test sends its notifications, and makes it fail."""
-
-    def __init__(self) -> None:
-        self._notified: SimpleQueue[Collection[str]] = SimpleQueue()
-        self._down: Exception | None = None
-        self.connected = False
-        self.closed = False
-        self.waits = 0
-
-    def say(self, *paths: str) -> None:
-        self._notified.put(paths)
-
-    def cut(self) -> None:
-        """It reconnects, and has missed the notifications sent meanwhile."""
-        self._notified.put(())
-
-    def fail(self, error: Exception) -> None:
-        """The broker is away until `heal`."""
-        self._down = error
-        self._notified.put(())
-
-    def heal(self) -> None:
-        self._down = None
-
-    def wait(self, timeout: float) -> Collection[str]:
-        self.waits += 1
-        paths: Collection[str] = ()
-        if self.connected:
-            with contextlib.suppress(Empty):
-                paths = self._notified.get(timeout=timeout)
-        self.connected = self._down is None
-        if self._down is not None:
-            raise self._down
-        return paths
-
-    def close(self) -> None:
-        self.closed = True
-        self._notified.put(())
 
 
 class Away:

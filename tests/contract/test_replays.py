@@ -1,6 +1,5 @@
 """The promises of every store about replays: their lane, windows, modes, histories, what they leave."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,14 +11,10 @@ from blacksmith_dagster.store.records import (
     Deviation,
     FencingToken,
     Lane,
-    Load,
     LoadVerdict,
-    Replay,
-    ReplayCandidate,
     ReplayMode,
     ReplayRequest,
     SelectedJob,
-    Window,
 )
 from tests.support.pipelines.store import (
     FLIGHTS,
@@ -31,54 +26,13 @@ from tests.support.pipelines.store import (
     new_event,
     take_over,
 )
+from tests.support.replays import ALL, EVER, MISSING, NOW, candidates, drain, plan, replaying
 
-NOW = datetime.now(UTC)
-EVER = {"start": NOW - timedelta(days=1), "end": NOW + timedelta(days=1)}
-ALL = ReplayRequest(**EVER, modes=(ReplayMode.ALL,))
-MISSING = ReplayRequest(**EVER, modes=(ReplayMode.MISSING,))
 FAILED = ReplayRequest(**EVER, modes=(ReplayMode.FAILED,))
-
-
-def replaying(store: Store, to: str = FLIGHTS, holder: str = "replay") -> FencingToken:
-    return take_over(store, holder, Lane.REPLAY, to)
-
-
-def candidates(
-    store: Store, request: ReplayRequest, to: str = FLIGHTS
-) -> Sequence[ReplayCandidate]:
-    """All candidates of the request's window."""
-    window = store.log.window(request.start, request.end)
-    all_candidates: list[ReplayCandidate] = []
-    while window.after < window.upto:
-        page = store.replays.page(to, request, [departed.path], window)
-        all_candidates += page.candidates
-        window = Window(page.upto, window.upto)
-    return all_candidates
 
 
 def states(store: Store, request: ReplayRequest, to: str = FLIGHTS) -> dict[str, str]:
     return {event.id: event.state for event in candidates(store, request, to)}
-
-
-def plan(
-    store: Store, token: FencingToken, request: ReplayRequest, batch: int = 100, **changed: str
-) -> Replay:
-    """Begin a replay, and plan all candidates that are not pending."""
-    replay = store.replays.begin(token, request, [departed.path], "run")
-    selected = [
-        SelectedJob(event.seq, event.state, payload=changed.get(event.id))
-        for event in candidates(store, request, token.destination)
-        if event.state != "pending"
-    ]
-    return store.replays.plan(token, replay, replay.upto, selected, batch)
-
-
-def drain(store: Store, token: FencingToken, verdict: LoadVerdict | None = None) -> list[Load]:
-    loaded = []
-    while load := store.loads.claim(token, 100, 3, "run"):
-        loaded.append(load)
-        store.loads.record(load, verdict or LoadVerdict())
-    return loaded
 
 
 def discard(store: Store, token: FencingToken) -> list[str]:

@@ -30,7 +30,7 @@ from blacksmith_dagster.store.records import (
     SelectedJob,
     Window,
 )
-from tests.support import soak
+from tests.support import randomness
 from tests.support.pipelines.store import FLIGHTS, app, departed, take_over
 from tests.support.purging import index_time, purged
 
@@ -323,7 +323,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(300 + 30 * soak.ROUNDS)
+@pytest.mark.timeout(300 + 30 * randomness.ROUNDS)
 def test_state_machine(store_url: str) -> None:
     opened = open_store(store_url, upgrade=True)
     opened.register(app)
@@ -334,7 +334,7 @@ def test_state_machine(store_url: str) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=soak.rounds(10),
+            max_examples=randomness.rounds(10),
             phases=[Phase.generate, Phase.shrink],
             stateful_step_count=25,
             deadline=None,

@@ -32,6 +32,7 @@ from blacksmith_dagster.pipeline.event import JobResult
 from blacksmith_dagster.store import Store, open_store, postgres, schema
 from blacksmith_dagster.store.records import Deviation, LoadVerdict, NewEvent, NewJob
 from blacksmith_dagster.store.tables import metadata
+from tests.support import randomness
 from tests.support.filled_store import everything_in, restore
 from tests.support.pipelines.store import (
     FLIGHTS,
@@ -148,8 +149,7 @@ def test_a_request_may_have_more_keys_than_a_statement_has_parameters(store: Sto
 
 def test_out_of_order_commits_lose_nothing(store: Store) -> None:
     """Many writers, and a loader that follows them: each event is claimed once."""
-    writers, commits, seed = 6, 30, random.randrange(2**32)
-    print(f"seed {seed}")
+    writers, commits, seed = 6, 30, randomness.new_seed()
     kept: list[str] = []
     running = threading.Event()
 
@@ -208,8 +208,7 @@ def test_an_event_type_that_another_process_registered_is_read(
 
 def test_concurrent_keys_do_not_deadlock(store: Store) -> None:
     """Commits that bring the same keys in every order: each key makes one event."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
+    seed = randomness.new_seed()
     results: list[list[str] | KeyReused] = []
     failures: list[Exception] = []
 

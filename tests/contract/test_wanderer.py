@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +34,23 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.ingest import ingest as ingest_requests
 from blacksmith_dagster.pipeline import triggers
-from blacksmith_dagster.scheduler import Realtime, StandardScheduler, Summary
-from blacksmith_dagster.scheduler import load as load_due
+from blacksmith_dagster.scheduler import Realtime, StandardScheduler
 from blacksmith_dagster.store import Store, migration_barrier
 from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.wanderer import MigrationRequest, MigrationState, Wanderer
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.support.migrating import (
     FIVE,
+    FLIGHTS,
     FOUR,
     ONE,
+    SCOPE,
     THREE,
     TWO,
     Runs,
     application,
     departed,
+    load,
     migration,
     runs,
     tables,
@@ -57,8 +58,6 @@ from tests.support.migrating import (
 )
 from tests.support.pipelines.one_event import ingest
 from tests.support.waiting import until
-
-SCOPE, FLIGHTS = "destination:warehouse", "warehouse/flights"
 
 
 @pytest.fixture
@@ -77,19 +76,6 @@ def target_url(request: pytest.FixtureRequest, store_url: str, tmp_path: Path) -
 
 def states(wanderer: Wanderer) -> list[MigrationState | None]:
     return [status.state for status in wanderer.status()]
-
-
-def load(wandering: Runs, app: Blacksmith) -> Summary:
-    """A scheduled load of the flights."""
-    store = wandering.store()
-    with closing(StandardScheduler()) as scheduler:
-        return load_due(
-            app,
-            app.destination_events[FLIGHTS],
-            scheduler,
-            store=store,
-            supervisor=wandering.supervisor(store),
-        )
 
 
 def failing(version: int) -> Migration:

@@ -18,7 +18,7 @@ from blacksmith_dagster.orchestration import build_definitions
 from blacksmith_dagster.scheduler import StandardScheduler, Summary
 from blacksmith_dagster.settings import Settings
 from blacksmith_dagster.store.records import Lane
-from tests.contract.test_realtime import Messages
+from tests.support.messages import Messages
 from tests.support.pipelines.one_event import departed, ingest
 from tests.support.waiting import until
 

@@ -3,14 +3,23 @@
 import contextlib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from blacksmith_dagster import Batch, Blacksmith, Destination, Migration, Source
+from blacksmith_dagster import (
+    Batch,
+    Blacksmith,
+    Destination,
+    Migration,
+    Source,
+)
 from blacksmith_dagster.destinations import SQLDestination
 from blacksmith_dagster.destinations.dialects import open_engine
+from blacksmith_dagster.scheduler import StandardScheduler, Summary
+from blacksmith_dagster.scheduler import load as load_due
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.supervisor import StoreSupervisor, Supervisor, open_supervisor
 from blacksmith_dagster.wanderer import Wanderer
@@ -103,3 +112,19 @@ class Runs:
 def runs(store_url: str, supervisor_url: str | None = None) -> Iterator[Runs]:
     with contextlib.ExitStack() as opened:
         yield Runs(store_url, opened, supervisor_url)
+
+
+SCOPE, FLIGHTS = "destination:warehouse", "warehouse/flights"
+
+
+def load(wandering: Runs, app: Blacksmith) -> Summary:
+    """A scheduled load of the flights."""
+    store = wandering.store()
+    with closing(StandardScheduler()) as scheduler:
+        return load_due(
+            app,
+            app.destination_events[FLIGHTS],
+            scheduler,
+            store=store,
+            supervisor=wandering.supervisor(store),
+        )

@@ -1,6 +1,5 @@
 """Which rows a batch of jobs becomes, and in what order they are written."""
 
-import random
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 
 from blacksmith_dagster import Event, Job
 from blacksmith_dagster.destinations.rows import TableRow, fit_rows, group_rows
+from tests.support import randomness
 
 
 class Flight(msgspec.Struct):
@@ -93,9 +93,7 @@ def test_rows_with_the_same_columns_are_one_statement() -> None:
 
 
 def test_statements_have_the_outcome_of_writing_row_by_row() -> None:
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+    chance = randomness.seeded()
     for _ in range(100):
         rows = [
             TableRow(

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import pickle
-import random
 import sys
 import threading
 from typing import Any
@@ -15,6 +14,7 @@ from blacksmith_dagster import Bearer, Destination, Secret, Source, redaction
 from blacksmith_dagster.destinations import HTTPDestination, SQLDestination
 from blacksmith_dagster.errors import MissingSecret, SettingsError
 from blacksmith_dagster.redaction import clean, describe, traced
+from tests.support import randomness
 
 VARIABLE = "BLACKSMITH_TEST_SECRET"
 VALUE = "hunter2-cAnAry"
@@ -138,9 +138,7 @@ def test_a_short_secret_cuts_no_harmless_text(
 
 def test_errors_are_cleaned_while_secrets_are_revealed() -> None:
     """The one happens in the threads of loads, the other at their beginnings."""
-    seed = random.randrange(2**32)
-    print(f"seed {seed}")
-    chosen = random.Random(seed)
+    chosen = randomness.seeded()
     ended = threading.Event()
     failed: list[RuntimeError] = []
 

@@ -1,19 +1,12 @@
 """Signatures that a source accepts: of the senders' own libraries, and of their documentation."""
 
-import base64
-import hashlib
-import hmac
 import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-import stripe
-from slack_sdk.signature import SignatureVerifier
-from standardwebhooks import Webhook
 
 from blacksmith_dagster import (
     DeclarationError,
@@ -25,38 +18,12 @@ from blacksmith_dagster import (
     StripeSignature,
 )
 from blacksmith_dagster.errors import MissingSecret, SettingsError, Unauthorized
+from tests.support.signing import WHSEC, github, shop, slack, standard_webhooks, stripe_header
 
 NEW, OLD = "BLACKSMITH_TEST_NEW", "BLACKSMITH_TEST_OLD"
 BOTH = (Secret(NEW), Secret(OLD))
 BODY = b'{"id": "evt_1", "amount": 1200}'
 WINDOW = 300
-
-
-def standard_webhooks(secret: str, body: bytes, at: int, name: str = "msg_1") -> dict[str, str]:
-    signed = Webhook(secret).sign(name, datetime.fromtimestamp(at, UTC), body.decode())
-    return {"webhook-id": name, "webhook-timestamp": str(at), "webhook-signature": signed}
-
-
-def github(secret: str, body: bytes, at: int) -> dict[str, str]:
-    # GitHub's documents: "Validating webhook deliveries".
-    digest = hmac.new(secret.encode(), msg=body, digestmod=hashlib.sha256).hexdigest()
-    return {"X-Hub-Signature-256": f"sha256={digest}"}
-
-
-def stripe_header(secret: str, body: bytes, at: int) -> dict[str, str]:
-    signature = stripe.WebhookSignature.generate_signature_header(body.decode(), secret, at)
-    return {"Stripe-Signature": signature}
-
-
-def slack(secret: str, body: bytes, at: int) -> dict[str, str]:
-    signature = SignatureVerifier(secret).generate_signature(timestamp=str(at), body=body)
-    assert signature is not None
-    return {"X-Slack-Signature": signature, "X-Slack-Request-Timestamp": str(at)}
-
-
-def shop(secret: str, body: bytes, at: int) -> dict[str, str]:
-    digest = hmac.digest(secret.encode(), b"%d.%s" % (at, body), "sha512")
-    return {"X-Shop": base64.b64encode(digest).decode(), "X-Shop-At": str(at)}
 
 
 @dataclass
@@ -69,7 +36,6 @@ class Scheme:
     secrets: tuple[str, str] = ("hunter2-new", "hunter2-old")
 
 
-WHSEC = ("whsec_" + base64.b64encode(b"a" * 24).decode(), base64.b64encode(b"b" * 32).decode())
 SCHEMES = {
     "standard webhooks": Scheme(StandardWebhooksSignature, standard_webhooks, secrets=WHSEC),
     "github": Scheme(GitHubSignature, github, timed=False),

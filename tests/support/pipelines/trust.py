@@ -26,6 +26,7 @@ from blacksmith_dagster import (
     WriteKey,
 )
 
+PIPELINE = "tests.support.pipelines.trust:blacksmith"
 NEW, OLD = "BLACKSMITH_TEST_NEW", "BLACKSMITH_TEST_OLD"
 WHSEC_NEW, WHSEC_OLD = "BLACKSMITH_TEST_WHSEC_NEW", "BLACKSMITH_TEST_WHSEC_OLD"
 BOTH = Secret(NEW), Secret(OLD)

@@ -30,6 +30,12 @@ from tests.support.waiting import until_ready
 
 FLIGHTS = "lake/flights"
 
+_TERMINATE = """
+mutation Terminate($run: String!) {
+  terminateRun(runId: $run) { __typename ... on PythonError { message } }
+}
+"""
+
 
 class Deployment:
     """The pipeline of `dagster_pipeline` on a store, a DAGSTER_HOME and a record of what it loaded."""
@@ -242,3 +248,8 @@ class DagsterProcess:
         body = response.raise_for_status().json()
         assert not body.get("errors"), body
         return body["data"]
+
+    def terminate(self, run_id: str) -> None:
+        """Terminate a run as the UI does."""
+        response = self.graphql(_TERMINATE, run=run_id)
+        assert response["terminateRun"]["__typename"] == "TerminateRunSuccess"

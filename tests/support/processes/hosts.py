@@ -14,20 +14,18 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
-import msgspec
 from sqlalchemy import select
 
-from blacksmith_dagster import Request
 from blacksmith_dagster.errors import BlacksmithError, Unavailable
-from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.store import Store, open_store
 from blacksmith_dagster.store.records import Lane
 from blacksmith_dagster.store.tables import loads
 from blacksmith_dagster.supervisor import LockStatus, StoreSupervisor, Supervisor
 from blacksmith_dagster.supervisor.address import parse_consul_url
 from blacksmith_dagster.supervisor.consul import ConsulSupervisor
+from tests.support.ingesting import accept
 from tests.support.oracle import JobSets, judge
-from tests.support.pipelines.loading import FLIGHTS, Recording, blacksmith, departed
+from tests.support.pipelines.loading import FLIGHTS, Recording, blacksmith
 from tests.support.processes.blacksmith import GatewayProcess
 from tests.support.processes.loading_main import TTL
 from tests.support.processes.loading_process import LoaderProcess
@@ -128,11 +126,7 @@ class Hosts:
     # -- what comes in
     def accept(self, number: int, **data: Any) -> list[str]:
         """Ingest events, each with a job; returns their ids."""
-        body = msgspec.json.encode([{"n": n, **data} for n in range(number)])
-        request = Request(body, {"content-type": "application/json"})
-        events = Extractor(blacksmith, departed).extract(request).events
-        (ids,) = self.store.log.append([events])
-        assert isinstance(ids, list)
+        ids = accept(self.store, [{"n": n, **data} for n in range(number)])
         self.accepted += ids
         return ids
 
