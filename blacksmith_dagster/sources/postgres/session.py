@@ -42,7 +42,7 @@ _SESSION = {
     "idle_in_transaction_session_timeout": "0",
     # Fail instead of leaving out rows whose changes would be sent.
     "row_security": "off",
-    # From 18 on, a publication that is missing in the log is no error: its changes are skipped.
+    # From 18 on, a publication that is missing in the log raises no error: its changes are skipped.
     "client_min_messages": "warning",
 }
 _SKIPPED = "55000"  # SQLSTATE of the warning that a publication was skipped
