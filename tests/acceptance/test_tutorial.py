@@ -13,8 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.process_trees import kill_tree
 from tests.support.services import free_port
-from tests.support.waiting import until
+from tests.support.waiting import until, until_ready
 
 PROJECT = Path(__file__).parents[2]
 PAGE = (PROJECT / "docs" / "tutorial.md").read_text()
@@ -44,6 +45,7 @@ def steps() -> list[Step]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # it waits for Dagster to start and to load
 def test_tutorial_steps_run(tmp_path: Path) -> None:
     gateway, ui = free_port(), free_port()
@@ -139,27 +141,14 @@ def running_dev(
     """A function that starts `blacksmith dev` and waits until it responds; it is ended like Ctrl-C."""
     started: list[subprocess.Popen[bytes]] = []
     log = folder / "dev.log"
-
-    def responds() -> bool:
-        assert started[0].poll() is None, log.read_text()
-        try:
-            return all(
-                httpx.get(url, timeout=5).is_success
-                for url in (
-                    f"http://127.0.0.1:{gateway}/_health",
-                    f"http://127.0.0.1:{ui}/server_info",
-                )
-            )
-        except httpx.HTTPError:
-            return False
+    command = ["blacksmith", "dev", f"--port={gateway}", f"--ui-port={ui}"]
+    urls = [f"http://127.0.0.1:{gateway}/_health", f"http://127.0.0.1:{ui}/server_info"]
 
     def start() -> None:
-        command = [sys.executable, "-m", "blacksmith_dagster.cli", "dev"]
-        command += [f"--port={gateway}", f"--ui-port={ui}"]
         with log.open("wb") as file:
             started.append(
                 subprocess.Popen(
-                    command,
+                    [str(Path(sys.executable).with_name(command[0])), *command[1:]],
                     cwd=folder,
                     env=environment,
                     stdout=file,
@@ -167,7 +156,7 @@ def running_dev(
                     start_new_session=True,
                 )
             )
-        until(responds, 120, "the gateway and Dagster respond")
+        until_ready(started[0], lambda: all(map(responds, urls)), 120, log.read_text)
 
     try:
         yield start
@@ -176,5 +165,12 @@ def running_dev(
         assert dev.wait(60) == 0, log.read_text()
     finally:
         for dev in started:
-            dev.kill()
-            dev.wait()
+            kill_tree(dev)
+
+
+def responds(url: str) -> bool:
+    """Whether a GET of the URL succeeds."""
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
