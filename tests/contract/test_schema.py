@@ -23,7 +23,7 @@ from blacksmith_dagster.store.records import Lane, LoadVerdict
 from blacksmith_dagster.store.tables import metadata
 from tests.support import filled_store
 from tests.support.filled_store import FOLDER, contents, everything_in, keyed_event, restore
-from tests.support.next_version import NEXT, next_versions
+from tests.support.next_version import NEXT, next_schema
 from tests.support.pipelines.store import FLIGHTS, SEATS, app, append, ingest_events, take_over
 from tests.support.waiting import until
 
@@ -130,35 +130,35 @@ def test_schema_of_next_minor_version_is_rejected_by_older_code(
 
 
 @pytest.fixture
-def next_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The schema's versions with one more, which adds columns and a function; yields its file."""
-    folder = next_versions(tmp_path)
+def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The schema with one version more, which adds columns and a function; yields its file."""
+    folder = next_schema(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "VERSIONS", folder)
-        yield folder / "next.py"
+        patch.setattr(schema, "FOLDER", folder)
+        yield folder / "versions" / "next.py"
 
 
-def test_an_upgrade_that_fails_changes_nothing(store_url: str, next_schema: Path) -> None:
-    script = next_schema.read_text()
+def test_an_upgrade_that_fails_changes_nothing(store_url: str, next_version: Path) -> None:
+    script = next_version.read_text()
     before = everything_in(store_url)
-    next_schema.write_text(f'{script}\n    op.execute("SELECT no_such_column")\n')
+    next_version.write_text(f'{script}\n    op.execute("SELECT no_such_column")\n')
     with pytest.raises((StoreError, Unavailable), match="no_such_column"):
         open_store(store_url, upgrade=True)
     assert everything_in(store_url) == before
-    next_schema.write_text(script)
+    next_version.write_text(script)
     with closing(open_store(store_url, upgrade=True)) as store:
         assert version_of(store) == str(NEXT)
 
 
 def test_an_upgrade_waits_for_a_transaction_and_nothing_waits_for_the_upgrade(
-    postgres_url: str, next_schema: Path, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, next_version: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long transaction uses a table that changes. Events are stored meanwhile."""
-    script = next_schema.read_text()
-    next_schema.unlink()
+    script = next_version.read_text()
+    next_version.unlink()
     with closing(open_store(postgres_url, upgrade=True)) as store, ThreadPoolExecutor() as threads:
         store.register(app)
-        next_schema.write_text(script)
+        next_version.write_text(script)
         monkeypatch.setattr(postgres, "_UPGRADE_PAUSE", 0.1)
         tried = threading.Semaphore(0)
         upgrade = schema.upgrade

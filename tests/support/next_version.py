@@ -46,11 +46,11 @@ _EVENT = _EVENT.replace("parent)", "parent, origin)").replace("?)", "?, '{ORIGIN
 }
 
 
-def next_versions(folder: Path) -> Path:
-    """A copy of the schema's versions in `folder`, with one more; returns its path."""
-    versions = Path(shutil.copytree(schema.VERSIONS, folder / "versions"))
-    (versions / "next.py").write_text(_VERSION)
-    return versions
+def next_schema(folder: Path) -> Path:
+    """A copy of the schema's folder in `folder`, with one version more; returns its path."""
+    copy = Path(shutil.copytree(schema.FOLDER, folder / "schema"))
+    (copy / "versions" / "next.py").write_text(_VERSION)
+    return copy
 
 
 def next_package(folder: Path) -> Path:

@@ -23,7 +23,7 @@ from blacksmith_dagster.errors import SchemaOutdated
 # Not alembic_version: the database may belong to an application that has a table of that name.
 VERSION_TABLE = "blacksmith_version"
 
-VERSIONS = Path(__file__).with_name("versions")
+FOLDER = Path(__file__).parent
 
 
 class SchemaVersion(NamedTuple):
@@ -112,7 +112,6 @@ def _current(conn: Connection) -> str | None:
 
 def _config() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent))
-    config.set_main_option("version_locations", str(VERSIONS))
+    config.set_main_option("script_location", str(FOLDER))
     config.set_main_option("path_separator", "os")
     return config
