@@ -16,7 +16,7 @@ from blacksmith_dagster.sources.postgres.session import ServerError, Session
 
 _log = logging.getLogger(__name__)
 
-_OLDEST = 130_000
+_OLDEST = 140_000
 _START_OVER = (
     "to start over, name another slot (slot='...'), with snapshot=True to read the tables again"
 )
@@ -61,7 +61,7 @@ def check_server(session: Session) -> None:
     version = session.connection.info.server_version
     if version < _OLDEST:
         raise SettingsError(
-            f"{session.label} is PostgreSQL {version // 10_000}; upgrade it to 13 or newer"
+            f"{session.label} is PostgreSQL {version // 10_000}; upgrade it to 14 or newer"
         )
     level = session.rows(SQL("SHOW wal_level"))[0][0]
     if level != "logical":

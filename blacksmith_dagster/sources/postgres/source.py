@@ -20,7 +20,7 @@ _LONGEST_CHANNEL = 63
 
 
 class PostgresSource(Source):
-    """A PostgreSQL database (13 or newer, with the extra `postgres`).
+    """A PostgreSQL database (14 or newer, with the extra `postgres`).
 
     - `url`: `postgresql://user:password@host/database`, or a `Secret` that holds it. It is never
       printed. Each listener needs its own session: give a URL that bypasses a pooler.
