@@ -23,8 +23,8 @@ def deploy(store_url: str, tmp_path: Path) -> Iterator[Callable[..., Deployment]
         return deployments[-1]
 
     yield deployment
-    for deployment in deployments:
-        deployment.close()
+    for deployed in deployments:
+        deployed.close()
 
 
 def test_run_terminated_from_ui(deploy: Callable[..., Deployment]) -> None:

@@ -83,9 +83,9 @@ def test_no_process_outlives_the_demo(ending: signal.Signals, tmp_path: Path) ->
     finally:
         process.kill()
         process.wait()
-        for process in started:
-            if process.is_running():
-                process.kill()
+        for child in started:
+            if child.is_running():
+                child.kill()
     [home] = re.findall(r"home +(\S+)", output.read_text())
     assert not Path(home).exists()
 

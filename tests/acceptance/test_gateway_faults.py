@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -53,7 +54,7 @@ def test_gateway_killed_under_load(gateway: GatewayProcess, store: Store) -> Non
     with load_on(gateway) as ledger:
         for _ in range(4):
             accepted = len(ledger.accepted)
-            until(lambda n=accepted: len(ledger.accepted) > n + 50, what="events are accepted")
+            until(partial(ledger.has_accepted, accepted + 50), what="events are accepted")
             time.sleep(moments.uniform(0, 0.5))
             gateway.kill()
             gateway.start()
@@ -234,20 +235,21 @@ def test_concurrent_keys_do_not_deadlock(store_url: str) -> None:
     assert all(len(event_ids) == 1 for event_ids in ids.values())
 
 
+def is_replaced(gateway: GatewayProcess, worker: psutil.Process) -> bool:
+    """Whether the gateway has two workers, and this one is not among them."""
+    pids = [other.pid for other in gateway.workers()]
+    return len(pids) == 2 and worker.pid not in pids
+
+
 def test_worker_that_dies_is_replaced(store_url: str) -> None:
     with GatewayProcess(store_url, workers=2) as gateway, closing(open_store(store_url)) as store:
         with load_on(gateway) as ledger:
             for _ in range(2):
                 accepted = len(ledger.accepted)
-                until(lambda n=accepted: len(ledger.accepted) > n + 50)
+                until(partial(ledger.has_accepted, accepted + 50))
                 victim = gateway.workers()[0]
                 victim.kill()
-                until(
-                    lambda pid=victim.pid: (
-                        len(gateway.workers()) == 2
-                        and pid not in [worker.pid for worker in gateway.workers()]
-                    )
-                )
+                until(partial(is_replaced, gateway, victim))
         ledger.check(store)
         workers = gateway.workers()
         assert gateway.stop() == 0
@@ -346,7 +348,7 @@ def test_commit_outcome_unknown(postgres: Postgres, postgres_url: str) -> None:
         with load_on(gateway) as ledger:
             for _ in range(5):
                 accepted = len(ledger.accepted)
-                until(lambda n=accepted: len(ledger.accepted) > n + 20)
+                until(partial(ledger.has_accepted, accepted + 20))
                 proxy.cut(at=b"COMMIT\0")
                 until(proxy.has_cut)
         assert ledger.errors["503 urn:blacksmith:outcome-unknown"] >= 5
@@ -360,7 +362,7 @@ def test_postgres_restarted_under_load(durable_postgres: PostgresServer) -> None
         with load_on(gateway) as ledger:
             for mode in ("immediate", "fast", "kill"):
                 accepted = len(ledger.accepted)
-                until(lambda n=accepted: len(ledger.accepted) > n + 100)
+                until(partial(ledger.has_accepted, accepted + 100))
                 if mode == "kill":
                     durable_postgres.kill()
                 else:

@@ -77,8 +77,8 @@ def deploy(postgres_url: str, tmp_path: Path) -> Iterator[Callable[..., Listenin
         return deployments[-1]
 
     yield deployment
-    for deployment in deployments:
-        deployment.close()
+    for deployed in deployments:
+        deployed.close()
 
 
 SHOWN = """

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -280,7 +281,11 @@ def test_purged_window_is_refused(store: Store) -> None:
     purged_window = ReplayRequest(before, datetime.now(UTC))
     kept_window = ReplayRequest(oldest_kept, datetime.now(UTC))
     with contextlib.closing(StoreSupervisor(store.database)) as supervisor:
-        locks = {"scheduler": StandardScheduler(), "store": store, "supervisor": supervisor}
+        locks: dict[str, Any] = {
+            "scheduler": StandardScheduler(),
+            "store": store,
+            "supervisor": supervisor,
+        }
         for ask in (
             lambda: replay(blacksmith, FLIGHTS_EVENT, purged_window, **locks),
             lambda: forecast(blacksmith, FLIGHTS_EVENT, purged_window, store=store),

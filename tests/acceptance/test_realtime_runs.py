@@ -31,8 +31,8 @@ def deploy(postgres_url: str, tmp_path: Path) -> Iterator[Deploy]:
         return deployments[-1]
 
     yield deployment
-    for deployment in deployments:
-        deployment.close()
+    for deployed in deployments:
+        deployed.close()
 
 
 def test_warm_run_killed(deploy: Deploy) -> None:

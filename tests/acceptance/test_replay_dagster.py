@@ -52,8 +52,8 @@ def deploy(store_url: str, tmp_path: Path) -> Iterator[Callable[..., Deployment]
         return lake
 
     yield deployment
-    for deployment in deployments:
-        deployment.close()
+    for deployed in deployments:
+        deployed.close()
 
 
 def backfill(dagster: DagsterProcess) -> None:

@@ -264,4 +264,4 @@ def test_renamed_destination_event(store: Store) -> None:
 
 
 def _url_of(store: Store) -> str:
-    return str(store.database.engine.url.render_as_string(hide_password=False))  # type: ignore[attr-defined]
+    return str(store.database.engine.url.render_as_string(hide_password=False))

@@ -11,7 +11,7 @@ from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import Cursor, NewEvent
 from tests.support import randomness
-from tests.support.pipelines.store import FLIGHTS, claimed, new_event, take_over
+from tests.support.pipelines.store import FLIGHTS, claimed, event_ids, new_event, take_over
 
 
 def child(number: int, of: int | str, *, key: str | None = None) -> NewEvent:
@@ -80,7 +80,7 @@ def test_a_rejected_family_takes_no_others_parents(store: Store) -> None:
 
 
 def test_a_child_may_come_later_than_its_parent(store: Store) -> None:
-    [[parent]] = store.log.append([[new_event(1)]])
+    [[parent]] = event_ids(store.log.append([[new_event(1)]]))
     [ids] = store.log.append(
         [[child(2, parent), child(3, 0)]], cursors=[Cursor("orders/0", None, "1")]
     )
@@ -100,7 +100,8 @@ def test_families_that_are_kept_at_once_stay_together(store: Store) -> None:
     seed = randomness.new_seed()
 
     def write(number: int) -> list[list[str]]:
-        chance, stored = random.Random(seed + number), []
+        chance = random.Random(seed + number)
+        stored: list[list[str]] = []
         for _ in range(15):
             size = chance.randint(1, 30)
             keyed = f"{number}.{len(stored)}" if chance.random() < 0.5 else None

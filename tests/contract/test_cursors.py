@@ -9,7 +9,7 @@ from blacksmith_dagster.errors import CursorMoved, KeyReused, NotFound
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import Cursor, NewEvent, RawRequest
 from tests.support import randomness
-from tests.support.pipelines.store import departed, new_event
+from tests.support.pipelines.store import departed, event_ids, new_event
 
 RAW = RawRequest(departed.path, b"{", {}, "BadRequest: no JSON")
 
@@ -55,7 +55,7 @@ def test_if_one_reader_was_moved_by_another_nothing_is_kept(store: Store) -> Non
 
 
 def test_a_reused_key_leaves_nothing_of_what_was_read_with_it(store: Store) -> None:
-    [[first]] = store.log.append([[new_event(1, key="a")]])
+    [[first]] = event_ids(store.log.append([[new_event(1, key="a")]]))
     cursor = Cursor("orders/0", None, "4")
     results = store.log.append(
         [[new_event(2)], [new_event(3, key="a")], RAW, [new_event(4, key="b")]],
@@ -83,7 +83,7 @@ def test_without_cursors_a_reused_key_leaves_the_others(store: Store) -> None:
 
 def test_a_reader_moves_for_what_was_ingested_before(store: Store) -> None:
     """A message that came twice: its event is stored already, and the reader moves past it."""
-    [[first]] = store.log.append([[new_event(1, key="a")]])
+    [[first]] = event_ids(store.log.append([[new_event(1, key="a")]]))
     cursor = Cursor("orders/0", None, "1")
     assert store.log.append([[new_event(1, key="a")]], cursors=[cursor]) == [[first]]
     assert store.log.cursor("orders/0") == "1"

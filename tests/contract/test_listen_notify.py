@@ -48,6 +48,7 @@ def test_a_topic_is_no_longer_than_a_channel() -> None:
 
 def test_the_password_is_not_shown() -> None:
     pubsub = open_pubsub("postgres?topic=orders", "postgresql://me:open-sesame@db/blacksmith")
+    assert pubsub is not None
     assert "sesame" not in f"{pubsub!r} {pubsub.label}"
     for url in (
         "me:open-sesame@db",
@@ -61,8 +62,10 @@ def test_the_password_is_not_shown() -> None:
 
 def test_a_peer_that_vanished_is_noticed(postgres_url: str) -> None:
     pubsub = open_pubsub("postgres?topic=orders", postgres_url)
+    assert pubsub is not None
     with contextlib.closing(pubsub.subscriber("warehouse")) as subscriber:
         subscriber.wait(10)
+        assert subscriber._connection is not None
         connected = socket.socket(fileno=subscriber._connection.fileno())
         try:
             seconds = [
@@ -80,5 +83,5 @@ def test_a_database_has_no_messages() -> None:
     pubsub = open_pubsub("postgres", "postgresql://me:open-sesame@db/blacksmith")
     assert pubsub is not None
     with pytest.raises(SettingsError, match=r"Kafka, NATS or RabbitMQ.*PostgresSource") as raised:
-        pubsub.consumer("orders", "night", {}.get)
+        pubsub.consumer("orders", "night", dict[str, str]().get)
     assert "open-sesame" not in str(raised.value)

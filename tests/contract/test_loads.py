@@ -17,7 +17,15 @@ from blacksmith_dagster.store.records import (
     NewEvent,
     NewJob,
 )
-from tests.support.pipelines.store import FLIGHTS, SEATS, claimed, ids_of, ingest_events, take_over
+from tests.support.pipelines.store import (
+    FLIGHTS,
+    SEATS,
+    claimed,
+    event_ids,
+    ids_of,
+    ingest_events,
+    take_over,
+)
 from tests.support.waiting import until
 
 RAISED = LoadVerdict(raised="down")
@@ -67,7 +75,7 @@ def test_a_claim_says_what_a_job_needs(store: Store) -> None:
         key="k",
         digest=b"d",
     )
-    [[event_id]] = store.log.append([[event]])
+    [[event_id]] = event_ids(store.log.append([[event]]))
     load = claimed(store, take_over(store))
     [row] = load.rows
     assert (row.id, row.event_type, row.payload) == (event_id, "airport/departed", '{"n":1}')
@@ -280,9 +288,9 @@ def test_jobs_that_were_not_decided_when_a_load_raised_are_isolated(store: Store
         load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no"), *undecided])
     )
     seen = []
-    while load := store.loads.claim(token, 1000, 2):
-        seen.append((ids_of(load), load.attempt, load.isolated))
-        store.loads.record(load, LoadVerdict())
+    while retry := store.loads.claim(token, 1000, 2):
+        seen.append((ids_of(retry), retry.attempt, retry.isolated))
+        store.loads.record(retry, LoadVerdict())
     assert seen == [([ids[1]], 2, True), ([ids[3]], 2, True)]
 
 

@@ -87,7 +87,7 @@ def test_a_subject_in_several_streams_is_refused(
 
 def test_a_name_that_nats_does_not_accept_is_refused(feed: NATSFeed) -> None:
     with pytest.raises(SettingsError, match=re.escape("'night.shift'")):
-        opened(feed.server).consumer(feed.topic, "night.shift", {}.get)
+        opened(feed.server).consumer(feed.topic, "night.shift", dict[str, str]().get)
 
 
 def test_a_consumer_that_was_deleted_is_made_again(feed: NATSFeed, kept: Kept) -> None:

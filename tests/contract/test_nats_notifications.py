@@ -156,7 +156,7 @@ def test_only_messages_need_jetstream(server: NATSServer) -> None:
     assert goes_through(url)
     pubsub = opening((url, store_url))
     with (
-        contextlib.closing(pubsub.consumer("orders", "night", {}.get)) as consumer,
+        contextlib.closing(pubsub.consumer("orders", "night", dict[str, str]().get)) as consumer,
         pytest.raises(Unavailable, match="start nats-server with -js"),
     ):
         consumer.receive(1, 10)

@@ -175,9 +175,9 @@ def test_values_are_reported_by_their_type_in_a_snapshot_and_after(
         run(url, f"INSERT INTO typed VALUES (2, {values})")
         read, completed, inserted = ledger.wait_for(3)
     assert (read.operation, completed.operation) == ("snapshot", "snapshot_completed")
-    columns = {f"c{place}": value for place, (_, value) in enumerate(VALUES.values())}
-    assert inserted.new == {"id": 2} | columns
-    assert read.new == {"id": 1} | columns
+    expected = {f"c{place}": value for place, (_, value) in enumerate(VALUES.values())}
+    assert inserted.new == {"id": 2} | expected
+    assert read.new == {"id": 1} | expected
     json.dumps(inserted.new, allow_nan=False)
 
 

@@ -29,6 +29,7 @@ from tests.support.pipelines.store import (
     SEATS,
     claimed,
     departed,
+    event_ids,
     ids_of,
     ingest_events,
     new_event,
@@ -381,25 +382,27 @@ def test_an_archive_has_the_purged_events_unchanged(store: Store, tmp_path: Path
     sent = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     payload = '{"n":1.0, "big":123456789012345678901234567890, "s":"\\u0000 é"}'
     pretty = '{\r\n  "a": [1,\n 2]\n}'
-    [[parent]] = store.log.append([[new_event(to=())]])
+    [[parent]] = event_ids(store.log.append([[new_event(to=())]]))
     jobs = [NewJob(FLIGHTS), NewJob(SEATS)]
-    [[full, lines]] = store.log.append(
-        [
+    [[full, lines]] = event_ids(
+        store.log.append(
             [
-                NewEvent(
-                    departed.path,
-                    payload,
-                    jobs,
-                    key="k",
-                    digest=b"d",
-                    context='{"ip":"::1"}',
-                    version="2",
-                    sent_at=sent,
-                    parent=parent,
-                ),
-                NewEvent(departed.path, pretty),
+                [
+                    NewEvent(
+                        departed.path,
+                        payload,
+                        jobs,
+                        key="k",
+                        digest=b"d",
+                        context='{"ip":"::1"}',
+                        version="2",
+                        sent_at=sent,
+                        parent=parent,
+                    ),
+                    NewEvent(departed.path, pretty),
+                ]
             ]
-        ]
+        )
     )
     load_all(store, take_over(store))
     load = claimed(store, take_over(store, to=SEATS))

@@ -19,6 +19,7 @@ from tests.support.pipelines.store import (
     app,
     claimed,
     departed,
+    event_ids,
     ingest_events,
     new_event,
     take_over,
@@ -105,7 +106,7 @@ def test_a_partition_with_an_event_that_is_needed_stays(store: Store) -> None:
 
 def test_a_partition_with_an_event_of_a_type_that_is_kept_stays(store: Store) -> None:
     old = ingest_events(store, OLD - 1, to=())
-    [[outcome]] = store.log.append([[NewEvent(OUTCOME, "{}")]])
+    [[outcome]] = event_ids(store.log.append([[NewEvent(OUTCOME, "{}")]]))
     ingest_events(store, 3, to=())
     index_time(store)
     ingest_events(store, 1, to=())

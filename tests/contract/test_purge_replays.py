@@ -78,7 +78,7 @@ def test_what_replays_have_left_goes_with_the_events(store: Store, tmp_path: Pat
     load = claimed(store, take_over(store))
     store.loads.record(load, LoadVerdict([Deviation(load.rows[0].seq, JobResult.DISCARDED, "no")]))
     token = replaying(store)
-    replay = plan(store, token, ALL, 2, **{ids[1]: '{"n":"edited"}'})
+    replay = plan(store, token, ALL, 2, changed={ids[1]: '{"n":"edited"}'})
     again = claimed(store, token)
     store.loads.record(
         again, LoadVerdict([Deviation(again.rows[1].seq, JobResult.DISCARDED, "never")])

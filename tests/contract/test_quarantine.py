@@ -12,7 +12,7 @@ from blacksmith_dagster.errors import KeyReused, NotFound
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import NewEvent, RawRequest
 from tests.support import randomness
-from tests.support.pipelines.store import FLIGHTS, departed, new_event
+from tests.support.pipelines.store import FLIGHTS, departed, event_ids, new_event
 
 RAW = RawRequest(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
 
@@ -34,7 +34,10 @@ def test_a_raw_request_waits_in_quarantine(store: Store) -> None:
 
 def test_raw_requests_are_kept_among_the_others(store: Store) -> None:
     one, two = replace(RAW, body=b"1"), replace(RAW, body=b"2")
-    first, raw, [], second, other = store.log.append([[new_event(1)], one, [], [new_event(2)], two])
+    first, raw, nothing, second, other = event_ids(
+        store.log.append([[new_event(1)], one, [], [new_event(2)], two])
+    )
+    assert nothing == []
     assert [raw.id for raw in store.quarantine.oldest()] == [*raw, *other]
     assert [store.quarantine.get(id_).body for id_ in (*raw, *other)] == [b"1", b"2"]
     assert [store.log.event(id_).payload for id_ in (*first, *second)] == ['{"n":1}', '{"n":2}']
@@ -103,7 +106,7 @@ def test_the_oldest_are_listed_first_and_by_event_type(store: Store) -> None:
 
 def test_what_is_released_leaves_with_the_events(store: Store) -> None:
     released, stays = store.quarantine.add(RAW), store.quarantine.add(RAW)
-    [[event_id]] = store.log.append([[new_event(1)]], released=[released])
+    [[event_id]] = event_ids(store.log.append([[new_event(1)]], released=[released]))
     assert store.log.event(event_id).payload == '{"n":1}'
     assert [raw.id for raw in store.quarantine.oldest()] == [stays]
     for gone in (released, "qua_0", "qua_x", "evt_1"):

@@ -97,7 +97,7 @@ def test_a_missing_exchange_leaves_no_queue_behind(
 
 def test_the_exchange_without_a_name_is_refused(feed: RabbitMQFeed) -> None:
     with pytest.raises(SettingsError, match="<exchange>/<binding key>"):
-        opened(feed.server).consumer("/orders", feed.subscription, {}.get)
+        opened(feed.server).consumer("/orders", feed.subscription, dict[str, str]().get)
 
 
 def test_a_queue_that_is_there_is_used_as_it_is(feed: RabbitMQFeed, kept: Kept) -> None:
@@ -216,7 +216,9 @@ def test_rights_that_are_missing_are_reported(
     assert pubsub is not None
     feed.make()
     feed.send(b"one")
-    with contextlib.closing(pubsub.consumer(feed.topic, feed.subscription, {}.get)) as consumer:
+    with contextlib.closing(
+        pubsub.consumer(feed.topic, feed.subscription, dict[str, str]().get)
+    ) as consumer:
         rabbitmq.control("set_permissions", user, "", "", "^other")
         with pytest.raises(Unavailable, match="it must read the queue"):
             consumer.receive(1, 10)

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,6 +18,7 @@ from blacksmith_dagster import (
     Schedule,
 )
 from blacksmith_dagster.errors import Timeout, Unavailable
+from blacksmith_dagster.pubsub import Subscriber
 from blacksmith_dagster.scheduler import (
     LoadReport,
     Realtime,
@@ -85,7 +86,7 @@ class Warm:
             self._scheduler,
             store=store or self.store,
             supervisor=self.supervisor,
-            subscriber=self.messages,
+            subscriber=cast(Subscriber[Any], self.messages),
             holder="the test",
             report=self._report,
         )

@@ -28,7 +28,7 @@ from tests.support.pipelines.one_event import SOON, airport, departed, ingest, n
 from tests.support.waiting import until
 
 NOW = datetime.now(UTC)
-EVER = {"start": NOW - timedelta(days=1), "end": NOW + timedelta(days=1)}
+EVER: dict[str, Any] = {"start": NOW - timedelta(days=1), "end": NOW + timedelta(days=1)}
 HERE = "tests.contract.test_replaying"
 
 

@@ -21,6 +21,7 @@ from tests.support.pipelines.store import (
     SEATS,
     claimed,
     departed,
+    event_ids,
     ids_of,
     ingest_events,
     new_event,
@@ -219,7 +220,7 @@ def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
     one, _ = ingest_events(store, 2)
     discard(store, loading := take_over(store))
     token = replaying(store)
-    plan(store, token, FAILED, **{one: '{"n":"fixed"}'})
+    plan(store, token, FAILED, changed={one: '{"n":"fixed"}'})
     load = claimed(store, token)
     assert [row.payload for row in load.rows] == ['{"n":"fixed"}', '{"n":1}']
     store.loads.record(
@@ -231,7 +232,7 @@ def test_an_edited_job_keeps_its_new_data(store: Store) -> None:
         again, LoadVerdict([Deviation(again.rows[0].seq, JobResult.DISCARDED, "no")])
     )
     with_new_key = ReplayRequest(**EVER, modes=(ReplayMode.FAILED,), new_key=True)
-    plan(store, token, with_new_key, **{one: '{"n":"fixed twice"}'})
+    plan(store, token, with_new_key, changed={one: '{"n":"fixed twice"}'})
     assert claimed(store, token).rows[0].payload == '{"n":"fixed twice"}'
     assert store.log.event(one).payload == '{"n":0}'
 
@@ -310,7 +311,9 @@ def test_history_is_imported_with_the_time_when_it_was_received(store: Store) ->
     days = [datetime(2026, 1, day, 12, tzinfo=UTC) for day in (1, 2, 2, 3)]
     ids = []
     for at in days:
-        [stored] = store.log.append([[new_event(at.day), new_event(at.day)]], received_at=at)
+        [stored] = event_ids(
+            store.log.append([[new_event(at.day), new_event(at.day)]], received_at=at)
+        )
         ids.append(stored)
     recent = ingest_events(store, 1)
     assert store.log.event(ids[0][0]).received_at == days[0]

@@ -16,6 +16,7 @@ from blacksmith_dagster import (
     Blacksmith,
     Cause,
     Destination,
+    DestinationEvent,
     Event,
     Flow,
     RetryPolicy,
@@ -69,12 +70,16 @@ def test_an_error_that_holds_a_secret_is_kept_without_it(
     store: Store, store_url: str, tmp_path: Path
 ) -> None:
     lake: Destination[Any] = Destination("lake", retry=SOON)
-    raising = lake.event(receives=departed, name="raising")(trip)
+    raising: DestinationEvent[Any] = lake.event(receives=departed, name="raising")(trip)
     for name, function in (("failing", failing), ("discarding", discarding)):
         lake.event(receives=departed, name=name)(function)
     lake.event(receives=Flow(departed, transform=transformed), name="transforming")(nothing)
-    connecting: Destination[Any] = Destination("house", connect=trip, retry=SOON)
-    connecting.event(receives=departed, name="flights")(lambda batch, connection: None)
+    connecting: Destination[int] = Destination("house", connect=trip, retry=SOON)
+
+    @connecting.event(receives=departed, name="flights")
+    def unreached(batch: Batch[Any], connection: Any) -> None:
+        """Never called: `connect` raises."""
+
     causes: list[Cause | None] = []
     reported: Destination[Any] = Destination("reported")
 

@@ -50,6 +50,8 @@ class StoreMachine(RuleBasedStateMachine):
     """The store, and a model: the state of each job that the test expects."""
 
     store: Store
+    discarded_before: int
+    succeeded_before: int
 
     def __init__(self) -> None:
         super().__init__()

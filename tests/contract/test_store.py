@@ -40,6 +40,7 @@ from tests.support.pipelines.store import (
     app,
     claimed,
     departed,
+    event_ids,
     ids_of,
     ingest_events,
     new_event,
@@ -53,7 +54,7 @@ from tests.support.waiting import until
 def test_an_event_is_stored_unchanged(store: Store) -> None:
     payload = '{ "n" : 1.0, "big":123456789012345678901234567890, "s":"\\u0000 \\ud83d\\ude00 é" }'
     sent = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-    [[parent]] = store.log.append([[new_event()]])
+    [[parent]] = event_ids(store.log.append([[new_event()]]))
     event = NewEvent(
         departed.path,
         payload,
@@ -65,7 +66,7 @@ def test_an_event_is_stored_unchanged(store: Store) -> None:
         parent=parent,
     )
     before = datetime.now(UTC) - timedelta(seconds=5)
-    [[event_id]] = store.log.append([[event]])
+    [[event_id]] = event_ids(store.log.append([[event]]))
     stored = store.log.event(event_id)
     assert (stored.payload, stored.event_type, stored.key) == (payload, departed.path, "k")
     assert (stored.context, stored.version) == ('{"ip":"::1"}', "2026-01-01")
@@ -95,8 +96,10 @@ def test_an_event_that_was_never_registered_is_rejected(store: Store) -> None:
 
 
 def test_one_key_is_one_event(store: Store) -> None:
-    first, again, other = store.log.append(
-        [[new_event(1, key="a")], [new_event(1, key="a")], [new_event(2, key="b")]]
+    first, again, other = event_ids(
+        store.log.append(
+            [[new_event(1, key="a")], [new_event(1, key="a")], [new_event(2, key="b")]]
+        )
     )
     later = store.log.append([[new_event(1, key="a"), new_event(3)]])[0]
     assert first == again != other
@@ -161,7 +164,13 @@ def test_out_of_order_commits_lose_nothing(store: Store) -> None:
     threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
     for thread in threads:
         thread.start()
-    threading.Thread(target=lambda: ([t.join() for t in threads], running.set())).start()
+
+    def tell_the_end() -> None:
+        for thread in threads:
+            thread.join()
+        running.set()
+
+    threading.Thread(target=tell_the_end).start()
     token = take_over(store)
     loaded: list[str] = []
     while True:
@@ -741,8 +750,7 @@ def test_the_outcomes_of_a_renamed_destination_event_are_still_received(store: S
 def test_what_is_no_longer_declared_waits_as_an_orphan_until_it_is_retired(store: Store) -> None:
     ingest_events(store, 3, to=(SEATS,))
     token = take_over(store, to=SEATS)
-    load = claimed(store, token, limit=1)
-    store.loads.record(load, LoadVerdict(raised="down", delay=3600.0))
+    store.loads.record(claimed(store, token, limit=1), LoadVerdict(raised="down", delay=3600.0))
     less = Blacksmith(sources=[], destinations=[])
     assert [tuple(orphan) for orphan in store.counts.orphans(less)] == [(SEATS, 3)]
     assert store.counts.orphans(app) == []

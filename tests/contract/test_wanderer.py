@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -34,10 +34,11 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.ingest import ingest as ingest_requests
 from blacksmith_dagster.pipeline import triggers
+from blacksmith_dagster.pubsub import Subscriber
 from blacksmith_dagster.scheduler import Realtime, StandardScheduler
 from blacksmith_dagster.store import Store, migration_barrier
 from blacksmith_dagster.store.records import Lane, LoadVerdict
-from blacksmith_dagster.wanderer import MigrationRequest, MigrationState, Wanderer
+from blacksmith_dagster.wanderer import MigrationReport, MigrationRequest, MigrationState, Wanderer
 from blacksmith_dagster.wanderer.tracking import Tracking
 from tests.support.migrating import (
     FIVE,
@@ -409,7 +410,8 @@ def test_two_runs_race_for_one_target(wandering: Runs, target_url: str) -> None:
     """The first one migrates; the others raise `MigrationLocked`, or find nothing to do."""
     app = application(warehouse(target_url, [migration(version) for version in (ONE, TWO, THREE)]))
     racers = [wandering.wanderer(app, run=f"run {number}") for number in range(4)]
-    start, ended = threading.Barrier(len(racers)), []
+    start = threading.Barrier(len(racers))
+    ended: list[MigrationReport | MigrationLocked] = []
 
     def race(number: int) -> None:
         start.wait()
@@ -686,7 +688,7 @@ def test_a_realtime_loop_of_older_code_ends_and_newer_code_waits(wandering: Runs
             StandardScheduler(),
             store=store,
             supervisor=wandering.supervisor(store),
-            subscriber=Silent(),
+            subscriber=cast(Subscriber[Any], Silent()),
             holder="a test",
             report=lambda *_: None,
         )

@@ -143,7 +143,8 @@ def test_an_asset_downstream_depends_on_the_key_of_an_event() -> None:
 
     merged = Definitions.merge(pipeline.definitions, Definitions(assets=[delays]))
     Definitions.validate_loadable(merged)
-    assert specs(merged)["delays"].deps[0].asset_key == AssetKey(["lake", "flights"])
+    (dependency,) = specs(merged)["delays"].deps
+    assert dependency.asset_key == AssetKey(["lake", "flights"])
 
 
 def test_a_translator_changes_a_key_in_the_lineage_as_well() -> None:
@@ -158,9 +159,8 @@ def test_a_translator_changes_a_key_in_the_lineage_as_well() -> None:
     )
     Definitions.validate_loadable(definitions)
     assets = specs(definitions)
-    assert assets["raw/lake/undeliverable"].deps[0].asset_key == AssetKey(
-        ["raw", "lake", "flights"]
-    )
+    (dependency,) = assets["raw/lake/undeliverable"].deps
+    assert dependency.asset_key == AssetKey(["raw", "lake", "flights"])
 
 
 @given(

@@ -5,7 +5,8 @@ from importlib.metadata import entry_points
 
 import pytest
 import yaml
-from dagster import AssetKey, DagsterLibraryRegistry
+from dagster import AssetKey
+from dagster._core.libraries import DagsterLibraryRegistry
 from dagster.components.testing import create_defs_folder_sandbox
 
 from blacksmith_dagster.orchestration import BlacksmithComponent

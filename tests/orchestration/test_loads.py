@@ -138,8 +138,9 @@ def test_a_held_lock_ends_the_run_well_and_says_who_holds_it(
     store = pipeline.open()
     supervisor = open_supervisor(None, store.database)
     try:
-        with supervisor.acquire("load/lake/flights", "run-of-another") as lease:
-            assert lease
+        lease = supervisor.acquire("load/lake/flights", "run-of-another")
+        assert lease is not None
+        with lease:
             result = pipeline.run(instance)
     finally:
         supervisor.close()
@@ -259,9 +260,11 @@ def test_nothing_more_is_loaded_beside_a_call_that_hangs(
     instance: DagsterInstance, tmp_path: Any
 ) -> None:
     released = threading.Event()
-    pipeline = Pipeline(
-        f"sqlite:///{tmp_path}/store.db", judge=lambda _: bool(released.wait(60)), timeout="200ms"
-    )
+
+    def judge(batch: Batch[Any]) -> None:
+        released.wait(60)
+
+    pipeline = Pipeline(f"sqlite:///{tmp_path}/store.db", judge=judge, timeout="200ms")
     pipeline.receive(1)
     pipeline.receive(1, to=["lake/undeliverable"])
     try:
@@ -270,5 +273,6 @@ def test_nothing_more_is_loaded_beside_a_call_that_hangs(
         released.set()
     assert not result.success
     (failure,) = [event for event in result.all_node_events if event.is_step_failure]
+    assert failure.step_failure_data.error is not None
     assert Timeout.__name__ in failure.step_failure_data.error.to_string()
     assert pipeline.loaded["undeliverable"] == []

@@ -312,8 +312,9 @@ def test_a_target_in_use_fails_the_run_at_once_and_names_the_holder(
     store = open_store(store_url)
     supervisor = open_supervisor(None, store.database)
     try:
-        with supervisor.acquire("migrate/destination/lake", "run-of-another") as lease:
-            assert lease
+        lease = supervisor.acquire("migrate/destination/lake", "run-of-another")
+        assert lease is not None
+        with lease:
             failure = migrated.fails(instance, "wanderer_run")
     finally:
         supervisor.close()
@@ -373,7 +374,7 @@ def test_the_report_says_what_is_wrong_with_migrations_that_cannot_be_read(
         if sensor.name == "blacksmith_report"
     ]
     with build_sensor_context(instance, resources={"blacksmith": resource}) as context:
-        reported = report.evaluate_tick(context).asset_events  # type: ignore[union-attr]
+        reported = report.evaluate_tick(context).asset_events
     [check] = [
         event
         for event in reported

@@ -35,7 +35,7 @@ class Recording:
         self.lanes: list[Lane] = []
 
     def drain(self, app: Any, event: Any, **given: Any) -> Summary:
-        assert (event.path, given.keys()) == (
+        assert (event.path, set(given)) == (
             FLIGHTS,
             {"store", "token", "lease", "run", "stop", "report"},
         )

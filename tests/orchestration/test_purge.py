@@ -73,12 +73,13 @@ def test_a_run_beside_another_purge_is_skipped(
     monkeypatch.setattr(purging, "_WAIT", 0.1)
     supervisor = open_supervisor(None, store.database)
     try:
-        with supervisor.acquire("purge", "another run") as lease:
-            assert lease
+        lease = supervisor.acquire("purge", "another run")
+        assert lease is not None
+        with lease:
             skipped = metadata(run(store_url, instance))["skipped"]
     finally:
         supervisor.close()
-    assert skipped.startswith("held by another run at ")
+    assert str(skipped).startswith("held by another run at ")
     assert len(store.log.newest()) == 4
 
 

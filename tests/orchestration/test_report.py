@@ -36,7 +36,7 @@ class Tick:
         )
         resources = {"blacksmith": pipeline.resource}
         with build_sensor_context(instance, cursor, resources=resources) as context:
-            data = sensor.evaluate_tick(context)  # type: ignore[union-attr]
+            data = sensor.evaluate_tick(context)
         self.events = data.asset_events
         self.cursor = data.cursor
         self.skipped = data.skip_message

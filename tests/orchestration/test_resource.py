@@ -4,6 +4,7 @@ import os
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dagster import (
@@ -17,7 +18,14 @@ from dagster import (
 )
 from dagster._core.remote_representation.external_data import RepositorySnap
 
-from blacksmith_dagster import Blacksmith, DeclarationError, Destination, Request, Source
+from blacksmith_dagster import (
+    Blacksmith,
+    DeclarationError,
+    Destination,
+    DestinationEvent,
+    Request,
+    Source,
+)
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.ingest import ingest
 from blacksmith_dagster.orchestration import BlacksmithResource, build_definitions
@@ -96,7 +104,10 @@ def test_a_resource_belongs_to_one_application() -> None:
 
 
 def test_an_event_of_another_application_is_not_loaded(stored: None) -> None:
-    strange = Destination("lake").event(receives=departed, name="flights")(lambda batch: None)
+    lake: Destination[Any] = Destination("lake")
+    strange: DestinationEvent[Any] = lake.event(receives=departed, name="flights")(
+        lambda batch: None
+    )
     with pytest.raises(UsageError, match="lake/flights is not in this application"):
         defs.resources["blacksmith"].load(None, strange)  # type: ignore[index]
 

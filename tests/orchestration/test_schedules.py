@@ -71,6 +71,7 @@ def test_a_look_launches_when_something_is_due(store_url: str, instance: Dagster
     before = time.time()
     result = look(pipeline, instance)
     assert result.launched == 1
+    assert result.cursor is not None
     assert before <= float(result.cursor) <= time.time()
 
 
@@ -154,8 +155,9 @@ def test_a_run_whose_process_is_gone_is_failed_and_replaced(
             (now,) = instance.get_runs(RunsFilter(run_ids=[run.run_id]))
             return now.status is DagsterRunStatus.FAILURE
 
-        with supervisor.acquire("load/lake/undeliverable", run.run_id) as lease:
-            assert lease
+        lease = supervisor.acquire("load/lake/undeliverable", run.run_id)
+        assert lease is not None
+        with lease:
             assert look(pipeline, instance).skipped == f"run {run.run_id} is still under way"
             assert not failed(0.0)
         assert look(pipeline, instance).launched == 1

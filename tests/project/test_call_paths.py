@@ -35,7 +35,7 @@ def calls_in(function: Any) -> list[ast.Call]:
 
 
 def name_of(called: ast.expr | None) -> str:
-    return getattr(called, "attr", None) or getattr(called, "id", "")
+    return str(getattr(called, "attr", None) or getattr(called, "id", ""))
 
 
 def calls_of(function: Any) -> list[str]:

@@ -23,6 +23,10 @@ class Ledger:
     errors: Counter[str] = field(default_factory=Counter)
     unsure: set[int] = field(default_factory=set)
 
+    def has_accepted(self, more_than: int) -> bool:
+        """Whether more than this number of events was accepted."""
+        return len(self.accepted) > more_than
+
     def check(self, store: Store) -> None:
         """Assert that each accepted event is in the store once, under the id of the response, and
         that every other event is one whose sender got no clear response."""

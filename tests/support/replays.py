@@ -1,7 +1,8 @@
 """Replays of a store's events: their windows, and what plans and loads them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from blacksmith_dagster.store import Store
 from blacksmith_dagster.store.records import (
@@ -23,7 +24,7 @@ from tests.support.pipelines.store import (
 )
 
 NOW = datetime.now(UTC)
-EVER = {"start": NOW - timedelta(days=1), "end": NOW + timedelta(days=1)}
+EVER: dict[str, Any] = {"start": NOW - timedelta(days=1), "end": NOW + timedelta(days=1)}
 ALL = ReplayRequest(**EVER, modes=(ReplayMode.ALL,))
 MISSING = ReplayRequest(**EVER, modes=(ReplayMode.MISSING,))
 
@@ -46,12 +47,16 @@ def candidates(
 
 
 def plan(
-    store: Store, token: FencingToken, request: ReplayRequest, batch: int = 100, **changed: str
+    store: Store,
+    token: FencingToken,
+    request: ReplayRequest,
+    batch: int = 100,
+    changed: Mapping[str, str] | None = None,
 ) -> Replay:
-    """Begin a replay, and plan all candidates that are not pending."""
+    """Begin a replay, and plan all candidates that are not pending; `changed`: new data, by id."""
     replay = store.replays.begin(token, request, [departed.path], "run")
     selected = [
-        SelectedJob(event.seq, event.state, payload=changed.get(event.id))
+        SelectedJob(event.seq, event.state, payload=(changed or {}).get(event.id))
         for event in candidates(store, request, token.destination)
         if event.state != "pending"
     ]

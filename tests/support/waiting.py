@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def until(
-    condition: Callable[[], T], seconds: float = 30.0, what: str | Callable[[], str] = ""
+    condition: Callable[[], T | None], seconds: float = 30.0, what: str | Callable[[], str] = ""
 ) -> T:
     """Return the value of `condition` once it is true; fail if it is not within `seconds`.
 

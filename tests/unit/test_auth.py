@@ -128,7 +128,8 @@ def test_cors_and_what_becomes_of_invalid_data_are_declared() -> None:
         with pytest.raises(DeclarationError, match="not an origin"):
             CORS([origin])  # type: ignore[list-item]
     cors: Any = CORS
-    for wrong in ([], "https://shop.example", None):
+    wrongs: list[Any] = [[], "https://shop.example", None]
+    for wrong in wrongs:
         with pytest.raises(DeclarationError, match="write a list"):
             cors(wrong)
     with pytest.raises(DeclarationError, match=r"CORS: max_age: .*of 0s at least"):

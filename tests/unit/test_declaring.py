@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -380,7 +380,7 @@ DURATIONS: dict[str, Callable[[Any], Any]] = {
     ).post("sent", receives=pair()[1], request_timeout=given),
     "lake/load: retry_after": lambda given: BATCH.fail(BATCH[0], "busy", retry_after=given),
 }
-BATCH = Batch("lake/load", [Job({}, Event({}), "k", 1)])
+BATCH: Batch[Any] = Batch("lake/load", [Job({}, Event({}), "k", 1)])
 MAY_BE_ZERO = {"CORS: max_age", "lake/load: retry_after"}
 
 
@@ -419,7 +419,7 @@ def test_max_retries_is_a_number(retries: Any) -> None:
     ("declare", "says"),
     [
         (
-            partial(Source, "shop", keep="30d"),
+            partial(cast(Any, Source), "shop", keep="30d"),
             "source 'shop' has no property keep; write one of auth,",
         ),
         (partial(Source("shop").accept, "seen", key="id"), "shop/seen has no property key; write"),
@@ -442,7 +442,10 @@ def test_an_unknown_property_is_refused(declare: Callable[[], Any], says: str) -
             "schedule='@daily': write a Schedule(...)",
         ),
         (partial(declared_event, retry=3), "lake/load: retry=3: write a RetryPolicy(...)"),
-        (partial(Source, "shop", limits=7), "source 'shop': limits=7: write a Limits(...)"),
+        (
+            partial(cast(Any, Source), "shop", limits=7),
+            "source 'shop': limits=7: write a Limits(...)",
+        ),
     ],
 )
 def test_a_record_is_not_written_as_text(declare: Callable[[], Any], says: str) -> None:

@@ -59,7 +59,7 @@ def test_a_function_takes_what_it_is_given(
     function: Any, unconnected: bool, connected: bool
 ) -> None:
     _, departed, lake = pair()
-    house = Destination("house", connect=dict)
+    house: Destination[Any] = Destination("house", connect=dict)
     for destination, fits, shown in (
         (lake, unconnected, "(batch)"),
         (house, connected, "(batch, connection)"),

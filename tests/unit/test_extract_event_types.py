@@ -296,9 +296,14 @@ def test_a_message_is_one_item_whatever_it_holds() -> None:
 
 
 def test_a_message_is_handed_over_as_it_came() -> None:
-    handed = []
+    handed: list[Message] = []
+
+    def extract(argument: Message) -> Event[Any]:
+        handed.append(argument)
+        return Event(1)
+
     message = Message(b"\x00\xff", {"a": "b"}, "orders", "k", "m1")
-    a_subscription(lambda argument: handed.append(argument) or Event(1))(message)
+    a_subscription(extract)(message)
     assert handed == [message]
 
 

@@ -29,7 +29,7 @@ class Step(LockLoop):
     longest_step = 0.2
 
     def __init__(self, stopping: threading.Event, failing: bool) -> None:
-        lease = Lease("load/lake/rows", "1", Deadline(time.monotonic() + 60), bool, bool)
+        lease = Lease("load/lake/rows", "1", Deadline(time.monotonic() + 60), bool, lambda _: None)
         supervisor: Any = SimpleNamespace(acquire=lambda *_, **__: lease)
         super().__init__(lease.key, "loading lake/rows", supervisor, "me", stopping)
         self.released = threading.Event()

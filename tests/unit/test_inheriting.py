@@ -63,7 +63,7 @@ def test_each_field_of_a_schedule_and_of_a_retry_policy_is_inherited(
 
 
 def test_the_other_fields_stay_when_one_is_given() -> None:
-    of = {
+    of: dict[str, Any] = {
         "schedule": Schedule("@every 10m", realtime=True),
         "retry": RetryPolicy(5, "10s", 3, "1h", 0.1),
     }
@@ -105,7 +105,7 @@ def test_a_destinations_properties_are_inherited(
     assert getattr(loaded(parents, its), field) == own[1]
 
 
-LIMITS = [
+LIMITS: list[tuple[str, Any, Any, Any]] = [
     ("event_bytes", 1024 * 1024, 5, 7),
     ("request_bytes", 8 * 1024 * 1024, 5, 7),
     ("depth", 64, 5, 7),

@@ -127,7 +127,7 @@ def test_an_adapter_runs_its_migrations_and_its_events(tmp_path: Path) -> None:
     lake.migrate(Migration(ONE, "go", up=lambda: ran.append("up")), Direction.UP)
     assert ran == ["up"]
     with pytest.raises(DeclarationError, match="override"):
-        lake.migrate(*sql(ONE), Direction.UP)
+        lake.migrate(sql(ONE)[0], Direction.UP)
     with pytest.raises(MigrationError, match="no down"):
         lake.migrate(Migration(ONE, "go", up=lambda: None), Direction.DOWN)
 
@@ -224,7 +224,7 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 def test_changed_after_run(tmp_path: Path) -> None:
     app = application(lake=folder(tmp_path, v1_up="SELECT 1;"))
-    tracked_before = [tracked(*declared(app)[LAKE], MigrationState.SUCCEEDED_UP)]
+    tracked_before = [tracked(declared(app)[LAKE][0], MigrationState.SUCCEEDED_UP)]
     assert plan_run(declared(app), tracked_before, MigrationRequest()) == []
 
     folder(tmp_path, v1_up="SELECT 2;")
@@ -238,7 +238,7 @@ def test_late_lower_version() -> None:
     by_scope: Declared = {LAKE: sql(ONE, TWO), ROWS: sql(THREE)}
     tracked_before = [
         tracked(by_scope[LAKE][0], MigrationState.SUCCEEDED_UP),
-        tracked(*sql(THREE), MigrationState.SUCCEEDED_UP),
+        tracked(sql(THREE)[0], MigrationState.SUCCEEDED_UP),
     ]
     tracked_before = [tracked_before[0], tracked_before[1]._replace(scope=ROWS)]
     with pytest.raises(MigrationError, match=rf"{TWO} step of {LAKE} \(after {THREE} step\)"):
@@ -278,7 +278,7 @@ def test_a_run_ends_at_a_version_and_skips_the_done_and_the_discarded() -> None:
 )
 def test_a_migration_that_has_not_run_runs_next_time(state: MigrationState) -> None:
     by_scope: Declared = {LAKE: sql(ONE)}
-    assert len(plan_run(by_scope, [tracked(*by_scope[LAKE], state)], MigrationRequest())) == 1
+    assert len(plan_run(by_scope, [tracked(by_scope[LAKE][0], state)], MigrationRequest())) == 1
 
 
 def test_a_rollback_goes_from_the_newest_down_to_a_version_that_stays() -> None:
@@ -286,7 +286,7 @@ def test_a_rollback_goes_from_the_newest_down_to_a_version_that_stays() -> None:
     tracked_before = [
         tracked(migration, MigrationState.SUCCEEDED_UP) for migration in by_scope[LAKE]
     ]
-    tracked_before += [tracked(*by_scope[ROWS], MigrationState.FAILED_DOWN, scope=ROWS)]
+    tracked_before += [tracked(by_scope[ROWS][0], MigrationState.FAILED_DOWN, scope=ROWS)]
     planned = plan_rollback(by_scope, tracked_before, MigrationRequest(version=ONE))
     assert [(step.action.what, step.action.version) for step in planned] == [
         ("down", THREE),
@@ -297,7 +297,7 @@ def test_a_rollback_goes_from_the_newest_down_to_a_version_that_stays() -> None:
 
 
 def test_a_migration_that_the_code_no_longer_declares_cannot_be_rolled_back() -> None:
-    tracked_before = [tracked(*sql(ONE), MigrationState.SUCCEEDED_UP)]
+    tracked_before = [tracked(sql(ONE)[0], MigrationState.SUCCEEDED_UP)]
     with pytest.raises(MigrationError, match=f"no longer declares {ONE} step of {LAKE}"):
         plan_rollback({LAKE: []}, tracked_before, MigrationRequest(version=0))
 

@@ -24,6 +24,7 @@ from blacksmith_dagster import (
     Reject,
     Request,
     Source,
+    SourceEvent,
     testing,
 )
 from blacksmith_dagster.destinations.rows import fit_rows
@@ -154,8 +155,9 @@ def test_pydantic_goes_all_the_way_to_a_destination() -> None:
 
     app = Blacksmith(sources=[airport], destinations=[lake])
     sent = {"id": "UA1545", "departedAt": "2026-01-31T12:00:00Z"}
-    given = [(departed, sent), (departed, {"id": "late"}), (several, Request(encode([sent])))]
-    given[2] = (several, Event([PydanticFlight.model_validate(sent)]))
+    one_of_several = Event([PydanticFlight.model_validate(sent)])
+    given: list[tuple[SourceEvent[Any, Any, Any], Any]]
+    given = [(departed, sent), (departed, {"id": "late"}), (several, one_of_several)]
     one, list_of = testing.run(app, given)["lake/flights"]
     noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
     assert one.data == PydanticFlight.model_validate(sent)

@@ -4,13 +4,13 @@ import logging
 import threading
 import time
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Schedule, Source
 from blacksmith_dagster.errors import Unavailable
-from blacksmith_dagster.pubsub import Subscriber
+from blacksmith_dagster.pubsub import PubSub, Subscriber
 from blacksmith_dagster.pubsub.notifier import Notifier
 from tests.support.waiting import until
 
@@ -84,7 +84,7 @@ def broker() -> Broker:
 @pytest.fixture
 def notifier(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notifier]:
     monkeypatch.setattr("blacksmith_dagster.pubsub.notifier.RETRY_SECONDS", 0.01)
-    notifier = Notifier(app, broker)
+    notifier = Notifier(app, cast(PubSub, broker))
     yield notifier
     broker.open.set()
     notifier.close()

@@ -43,7 +43,7 @@ def cause(event: NewEvent) -> Cause:
     return msgspec.json.decode(event.payload, type=Cause)
 
 
-def names_and_parents(events: list[NewEvent]) -> list[tuple[str, str | None]]:
+def names_and_parents(events: list[NewEvent]) -> list[tuple[str, str | int | None]]:
     return [(event.event_type.rpartition(".")[2], event.parent) for event in events]
 
 

@@ -1,11 +1,12 @@
 """The decoder of `pgoutput`, with messages built as PostgreSQL's documentation specifies."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from struct import pack
 
 import pytest
 
-from blacksmith_dagster.sources.postgres.pgoutput import Begin, Commit, PgoutputDecoder
+from blacksmith_dagster.sources.postgres.pgoutput import Begin, Commit, PgoutputDecoder, RowChange
 
 INT4, TEXT, INT4_ARRAY = 23, 25, 1007
 
@@ -34,6 +35,13 @@ def row(*values: bytes | None) -> bytes:
     return pack("!h", len(values)) + parts
 
 
+def changes(decoder: PgoutputDecoder, message: bytes, begin: int = 0) -> Sequence[RowChange]:
+    """The changes that a message holds."""
+    decoded = decoder.decode(message, begin)
+    assert not isinstance(decoded, Begin | Commit)
+    return decoded
+
+
 @pytest.fixture
 def decoder() -> PgoutputDecoder:
     """A decoder that has the description of the table public.t (id int4, name text, tags int4[])."""
@@ -55,7 +63,7 @@ def test_begin_and_commit() -> None:
 
 
 def test_insert(decoder: PgoutputDecoder) -> None:
-    (change,) = decoder.decode(b"I" + pack("!I", 7) + b"N" + row(b"1", "ü".encode(), b"{1,NULL}"))
+    (change,) = changes(decoder, b"I" + pack("!I", 7) + b"N" + row(b"1", "ü".encode(), b"{1,NULL}"))
     assert (change.operation, change.old) == ("insert", None)
     assert change.new == {"id": 1, "name": "ü", "tags": [1, None]}
     assert (change.relation.schema, change.relation.table) == ("public", "t")
@@ -63,31 +71,31 @@ def test_insert(decoder: PgoutputDecoder) -> None:
 
 def test_update_without_the_old_row_or_with_its_key_or_whole(decoder: PgoutputDecoder) -> None:
     update, new = b"U" + pack("!I", 7), b"N" + row(b"2", b"...", None)
-    (change,) = decoder.decode(update + new)
+    (change,) = changes(decoder, update + new)
     assert (change.old, change.new) == (None, {"id": 2, "tags": None})
-    (change,) = decoder.decode(update + b"K" + row(b"1", None, None) + new)
+    (change,) = changes(decoder, update + b"K" + row(b"1", None, None) + new)
     assert (change.old, change.new) == ({"id": 1}, {"id": 2, "tags": None})
-    (change,) = decoder.decode(update + b"O" + row(b"1", b"", None) + new)
+    (change,) = changes(decoder, update + b"O" + row(b"1", b"", None) + new)
     assert change.old == {"id": 1, "name": "", "tags": None}
 
 
 def test_delete(decoder: PgoutputDecoder) -> None:
-    (change,) = decoder.decode(b"D" + pack("!I", 7) + b"K" + row(b"1", None, None))
+    (change,) = changes(decoder, b"D" + pack("!I", 7) + b"K" + row(b"1", None, None))
     assert (change.operation, change.new, change.old) == ("delete", None, {"id": 1})
 
 
 def test_truncate_of_several_tables(decoder: PgoutputDecoder) -> None:
     decoder.decode(relation(("id", INT4), oid=8, name=b"\0u\0"))
-    changes = decoder.decode(b"T" + pack("!iBII", 2, 1, 7, 8))
+    truncated = changes(decoder, b"T" + pack("!iBII", 2, 1, 7, 8))
     tables = [
-        (change.operation, change.relation.schema, change.relation.table) for change in changes
+        (change.operation, change.relation.schema, change.relation.table) for change in truncated
     ]
     assert tables == [("truncate", "public", "t"), ("truncate", "pg_catalog", "u")]
 
 
 def test_a_table_is_described_again(decoder: PgoutputDecoder) -> None:
     decoder.decode(relation(("id", INT4), ("called", TEXT)))
-    (change,) = decoder.decode(b"I" + pack("!I", 7) + b"N" + row(b"1", b"x"))
+    (change,) = changes(decoder, b"I" + pack("!I", 7) + b"N" + row(b"1", b"x"))
     assert change.new == {"id": 1, "called": "x"}
 
 
@@ -96,12 +104,14 @@ def test_a_domain_is_its_base_type_and_another_type_is_text() -> None:
     decoder.decode(b"Y" + pack("!I", 16400) + b"\0int4\0")
     decoder.decode(b"Y" + pack("!I", 16401) + b"public\0int4\0")
     decoder.decode(relation(("domain", 16400), ("own", 16401)))
-    (change,) = decoder.decode(b"I" + pack("!I", 7) + b"N" + row(b"1", b"1"))
+    (change,) = changes(decoder, b"I" + pack("!I", 7) + b"N" + row(b"1", b"1"))
     assert change.new == {"domain": 1, "own": "1"}
 
 
 def test_a_message_is_read_from_its_first_byte(decoder: PgoutputDecoder) -> None:
-    (change,) = decoder.decode(b"w" * 25 + b"D" + pack("!I", 7) + b"K" + row(b"1", None, None), 25)
+    (change,) = changes(
+        decoder, b"w" * 25 + b"D" + pack("!I", 7) + b"K" + row(b"1", None, None), 25
+    )
     assert change.old == {"id": 1}
 
 

@@ -139,9 +139,9 @@ def test_body_changed_by_one_byte(scheme: Scheme, at: int) -> None:
     auth = scheme.declare(Secret(NEW))
     signed = scheme.sign(scheme.secrets[0], BODY, at)
     for place in range(len(BODY)):
-        changed = bytearray(BODY)
-        changed[place] ^= 1
-        rejected(auth, signed, bytes(changed))
+        flipped = bytearray(BODY)
+        flipped[place] ^= 1
+        rejected(auth, signed, bytes(flipped))
     for changed in (BODY[:-1], BODY + b" ", b"", b" " + BODY):
         rejected(auth, signed, changed)
 

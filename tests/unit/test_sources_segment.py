@@ -121,7 +121,7 @@ def test_senders_clock_is_set_right(
 ) -> None:
     """timestamp = receivedAt - (sentAt - originalTimestamp), as Segment documents it."""
     assert kept(shop, sentAt=sent_at).sent_at == datetime.fromisoformat(happened)
-    named_so = {"timestamp": None, "originalTimestamp": "2026-01-31T11:00:00.000Z"}
+    named_so: dict[str, Any] = {"timestamp": None, "originalTimestamp": "2026-01-31T11:00:00.000Z"}
     batch = {"batch": [message(**named_so)], "sentAt": sent_at}
     (received,) = send(shop, "/v1/batch", batch)
     assert received.event.sent_at == datetime.fromisoformat(happened)

@@ -189,13 +189,18 @@ def _delivering(
 
     @pond.event(receives=fish.discarded)
     def gone(batch: Batch[Any]) -> None:
-        causes.extend((job.data.id, job.cause.error, job.cause.attempts) for job in batch)
+        for job in batch:
+            assert job.cause is not None
+            causes.append((job.data.id, job.cause.error, job.cause.attempts))
 
     return Blacksmith(sources=[airport], destinations=[pond])
 
 
 def _told(attempts: list[Attempt]) -> list[tuple[Any, str, int]]:
-    return [(attempt.job.data.id, attempt.error, attempt.number) for attempt in attempts]
+    jobs = [attempt.job for attempt in attempts]
+    ids = [job.data.id for job in jobs if job is not None]
+    assert len(ids) == len(attempts)
+    return [(id_, one.error, one.number) for id_, one in zip(ids, attempts, strict=True)]
 
 
 def test_deliver_retries_at_once_and_discards_after_the_last_attempt() -> None:

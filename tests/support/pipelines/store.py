@@ -3,8 +3,16 @@
 from collections.abc import Sequence
 
 from blacksmith_dagster import Batch, Blacksmith, Destination, Source
+from blacksmith_dagster.errors import KeyReused
 from blacksmith_dagster.store import Store
-from blacksmith_dagster.store.records import Cursor, FencingToken, Lane, Load, NewEvent, NewJob
+from blacksmith_dagster.store.records import (
+    Cursor,
+    FencingToken,
+    Lane,
+    Load,
+    NewEvent,
+    NewJob,
+)
 
 FLIGHTS, SEATS = "warehouse/flights", "warehouse/seats"
 
@@ -38,6 +46,13 @@ def new_event(
     payload = f'{{"n":{number}}}'
     jobs = [NewJob(path) for path in to]
     return NewEvent(departed.path, payload, jobs, key=key, digest=payload.encode() if key else None)
+
+
+def event_ids(appended: Sequence[list[str] | KeyReused]) -> list[list[str]]:
+    """The ids of the events of each request, all of which were stored."""
+    stored = [ids for ids in appended if isinstance(ids, list)]
+    assert len(stored) == len(appended)
+    return stored
 
 
 def ingest_events(
