@@ -45,7 +45,8 @@ def build(folder: Path) -> int:
     if built.returncode:
         return 1
     faults = [*faults_of_navigation(folder), *faults_of_links(folder / "site")]
-    print(*faults, sep="\n", file=sys.stderr)
+    for fault in faults:
+        print(fault, file=sys.stderr)
     return 1 if faults else 0
 
 
