@@ -131,6 +131,15 @@ def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     )
 
 
+def utc_time(text: str) -> datetime:
+    """A day, or a time with its zone (without one, in UTC)."""
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: write 2026-01-31 or 2026-01-31T12:00Z") from None
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
 def utc_text(time: datetime | None) -> str:
     """A time in UTC, to the second.
 

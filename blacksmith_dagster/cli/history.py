@@ -11,7 +11,15 @@ from typing import Any
 
 import click
 
-from blacksmith_dagster.cli.common import app_option, event_of, json_option, opened, show, table
+from blacksmith_dagster.cli.common import (
+    app_option,
+    event_of,
+    json_option,
+    opened,
+    show,
+    table,
+    utc_time,
+)
 from blacksmith_dagster.composition import open_scheduler
 from blacksmith_dagster.errors import UsageError
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -27,15 +35,6 @@ from blacksmith_dagster.supervisor import here
 _PRINT_SECONDS = 2.0
 
 
-def _utc(text: str) -> datetime:
-    """A day, or a time with its zone (without one, in UTC)."""
-    try:
-        value = datetime.fromisoformat(text)
-    except ValueError:
-        raise click.BadParameter(f"{text!r}: write 2026-01-31 or 2026-01-31T12:00Z") from None
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
 def _tomorrow() -> str:
     """The end of today, not now, so that running a command again today continues the same replay."""
     return (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
@@ -47,7 +46,7 @@ def _tomorrow() -> str:
 @click.option(
     "--from",
     "start",
-    type=_utc,
+    type=utc_time,
     metavar="TIME",
     required=True,
     help="From this day or time on, in UTC.",
@@ -55,7 +54,7 @@ def _tomorrow() -> str:
 @click.option(
     "--to",
     "end",
-    type=_utc,
+    type=utc_time,
     metavar="TIME",
     default=_tomorrow,
     help="Up to this day or time. Default: the end of today.",
@@ -181,9 +180,10 @@ def _summary_text(summary: ReplaySummary) -> str:
 )
 @json_option
 def purge(app: Blacksmith, dry_run: bool, archive: str | None, json: bool) -> None:
-    """Remove the events that are past their retention and that no job, outcome or replay needs."""
+    """Remove the events that are past their retention and that no job, outcome or replay needs, and what
+    is past it in quarantine."""
     retentions = app.retention()
-    if all(retention.events is None for retention in retentions.values()):
+    if all(retention.is_forever for retention in retentions.values()):
         raise UsageError(
             "no event is ever past its retention: no source says how long its events are kept; write "
             "Source(..., retention='30d'), for example"
@@ -191,8 +191,14 @@ def purge(app: Blacksmith, dry_run: bool, archive: str | None, json: bool) -> No
     with opened(app) as backends:
         if dry_run:
             counts = backends.store.log.purgeable(retentions)
+            quarantine = backends.store.quarantine
+            expired = quarantine.expired(retentions)
+            quarantined = {path: quarantine.size(selected) for path, selected in expired.items()}
             head = ["event", "received before (UTC)", "would be removed", "needed"]
-            show(counts, json=json, text=table(head, counts))
+            text = table(head, counts)
+            if removable := sum(quarantined.values()):
+                text += f"\n{removable} would be removed from quarantine"
+            show({"events": counts, "quarantine": quarantined}, json=json, text=text)
             return
         report = purge_store(
             app,
@@ -208,6 +214,8 @@ def purge(app: Blacksmith, dry_run: bool, archive: str | None, json: bool) -> No
 
 def _report_text(report: PurgeReport) -> str:
     lines = [f"{report.events} events deleted, {report.partitions} partitions dropped"]
+    if report.quarantined:
+        lines.append(f"{report.quarantined} removed from quarantine")
     if report.files:
         lines.append(f"archived in {len(report.files)} files, the last {report.files[-1]}")
     if report.postponed:

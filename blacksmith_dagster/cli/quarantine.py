@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from blacksmith_dagster.cli.common import (
     opened,
     show,
     table,
+    utc_time,
 )
 from blacksmith_dagster.errors import SchemaOutdated, Unavailable
 from blacksmith_dagster.ingest.ingest import retry_quarantined
@@ -23,6 +25,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pubsub.notifier import Notify
 from blacksmith_dagster.redaction import explain, one_line, redacted_headers
 from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.quarantine import Selection
 
 _ERROR_LIMIT = 100  # characters of an error in a list
 _HEX_BYTES = 32  # in a line
@@ -101,15 +104,39 @@ def retry(ids: tuple[str, ...], event: str | None, everything: bool, app: Blacks
 
 
 @quarantine.command()
-@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--source", metavar="SOURCE", help="Only what was sent to this source.")
+@click.option(
+    "--before", type=utc_time, metavar="TIME", help="Only what was received before this time (UTC)."
+)
+@click.option("--error", metavar="TEXT", help="Only what has this text in its error.")
+@click.option("--all", "everything", is_flag=True, help="Everything that is in quarantine.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def drop(ids: tuple[str, ...], yes: bool) -> None:
-    """Remove requests and messages for good, after confirmation: there is no other copy."""
+def drop(
+    ids: tuple[str, ...],
+    source: str | None,
+    before: datetime | None,
+    error: str | None,
+    everything: bool,
+    yes: bool,
+) -> None:
+    """Remove requests and messages for good, after confirmation: there is no other copy.
+
+    Name the IDs, or select by --source, --before and --error, which can be combined.
+    """
+    selects = any(option is not None for option in (source, before, error))
+    if [bool(ids), selects, everything].count(True) != 1:
+        raise click.UsageError("name the IDs, or give --source, --before, --error, or --all")
+    selected = Selection(source=source, before=before, error=error)
     with opened() as backends:
+        quarantined = backends.store.quarantine
+        what = ", ".join(ids) or f"{quarantined.size(selected)} requests and messages"
         if not yes:
-            click.confirm(f"Drop {', '.join(ids)} for good?", abort=True)
-        backends.store.quarantine.drop(ids)
-    click.echo(f"{len(ids)} dropped")
+            click.confirm(f"Drop {what} for good?", abort=True)
+        if ids:
+            quarantined.drop(ids)
+        dropped = len(ids) or sum(quarantined.drop_selected(selected))
+    click.echo(f"{dropped} dropped")
 
 
 def _is_ingested(app: Blacksmith, store: Store, quarantine_id: str, notify: Notify) -> bool:

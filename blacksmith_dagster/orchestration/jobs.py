@@ -124,7 +124,7 @@ def build_replay(event: AnyDestinationEvent, spec: AssetSpec) -> AssetsDefinitio
 
 def build_purge_job(app: Blacksmith) -> JobDefinition | None:
     """The job `blacksmith_purge`; `None` if every event is kept forever."""
-    if all(retention.events is None for retention in app.retention().values()):
+    if all(retention.is_forever for retention in app.retention().values()):
         return None
 
     @op(name="purge", description="Removes the events that are past their retention.")
@@ -138,6 +138,7 @@ def build_purge_job(app: Blacksmith) -> JobDefinition | None:
         context.add_output_metadata(
             {
                 "events_deleted": report.events,
+                "quarantined_removed": report.quarantined,
                 "table_partitions_dropped": report.partitions,
                 "files_archived": len(report.files),
                 "tables_postponed": len(report.postponed),

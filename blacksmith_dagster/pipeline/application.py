@@ -69,7 +69,8 @@ class Blacksmith:
         """How long events of each type are kept, by path.
 
         A source event is kept as it declares. An outcome is kept as long as the longest-kept of the
-        events that its destination event receives.
+        events that its destination event receives. What webhook endpoints could not ingest has the name
+        of its source.
 
         >>> airport = Source("airport", retention="30d", discarded_retention="90d")
         >>> departed = airport.accept("departed")
@@ -78,8 +79,18 @@ class Blacksmith:
         90
         """
         retentions = {
-            path: Retention.declared(event.retention, event.discarded_retention)
+            path: Retention.declared(
+                event.retention, event.discarded_retention, event.quarantine_retention
+            )
             for path, event in self.source_events.items()
+        }
+        of_webhooks = {
+            webhook.path: Retention(
+                quarantine=Retention.declared(
+                    webhook.retention, None, webhook.quarantine_retention
+                ).quarantine
+            )
+            for webhook in self.webhooks
         }
         origins = {
             outcome.path: event
@@ -92,7 +103,7 @@ class Blacksmith:
                 retentions[path] = Retention.longest(map(retention_of, origins[path].flows))
             return retentions[path]
 
-        return {path: retention_of(path) for path in (*self.source_events, *origins)}
+        return of_webhooks | {path: retention_of(path) for path in (*self.source_events, *origins)}
 
     def _receivers(self) -> Mapping[str, Sequence[tuple[AnyDestinationEvent, Flow[Any]]]]:
         """The destination events that receive a source event or an outcome, by its path."""

@@ -17,24 +17,35 @@ class Retention:
 
     - `events`: counted from when an event was received. An event that a job still needs stays.
     - `discarded`: counted from when a job of the event was discarded.
+    - `quarantine`: of what was sent but could not be ingested, counted from when it was received.
     """
 
     events: timedelta | None = None
     discarded: timedelta | None = None
+    quarantine: timedelta | None = None
 
     @classmethod
     def declared(
-        cls, retention: Duration | None, discarded_retention: Duration | None
+        cls,
+        retention: Duration | None,
+        discarded_retention: Duration | None,
+        quarantine_retention: Duration | None,
     ) -> Retention:
-        """From the properties `retention` and `discarded_retention`, the same as `retention` if `None`.
+        """From the properties of these names; the last two are the same as `retention` if `None`.
 
-        >>> Retention.declared("30d", None).discarded.days
+        >>> Retention.declared("30d", None, "7d").discarded.days
         30
         """
         return cls(
             _length(retention),
             _length(retention if discarded_retention is None else discarded_retention),
+            _length(retention if quarantine_retention is None else quarantine_retention),
         )
+
+    @property
+    def is_forever(self) -> bool:
+        """Whether nothing is ever past it."""
+        return self.events is None and self.quarantine is None
 
     @classmethod
     def longest(cls, retentions: Iterable[Retention]) -> Retention:

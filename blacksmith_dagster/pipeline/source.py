@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypedDict, TypeVa
 from blacksmith_dagster.errors import DeclarationError
 from blacksmith_dagster.pipeline import limits as _limits
 from blacksmith_dagster.pipeline.access import CORS, Auth, Network, checked_networks
-from blacksmith_dagster.pipeline.event import Event, TypedEvent
+from blacksmith_dagster.pipeline.event import Event, InvalidItem, TypedEvent
 from blacksmith_dagster.pipeline.flow import Receivable
 from blacksmith_dagster.pipeline.limits import Limits
 from blacksmith_dagster.pipeline.migration import (
@@ -22,7 +22,7 @@ from blacksmith_dagster.pipeline.migration import (
     checked_migrations,
     run_function,
 )
-from blacksmith_dagster.pipeline.model import JSONSchema, checked_model
+from blacksmith_dagster.pipeline.model import JSONSchema, checked_model, json_schema
 from blacksmith_dagster.pipeline.retention import checked_retention
 from blacksmith_dagster.pipeline.triggers import (
     CDC,
@@ -57,7 +57,7 @@ Out = TypeVar("Out")
 
 _ARGUMENT_NAMES: Mapping[type, str] = {Cron: "poll", Subscription: "message", CDC: "listener"}
 
-WebhookResult: TypeAlias = TypedEvent | Iterable[TypedEvent] | Reply
+WebhookResult: TypeAlias = TypedEvent | Iterable[TypedEvent | InvalidItem] | Reply
 """The result of a webhook's function."""
 
 # Raised for an annotation that is invalid or uses undefined names.
@@ -79,6 +79,8 @@ class SourceProperties(TypedDict, total=False):
       its jobs waits; 'forever' by default.
     - `discarded_retention`: how long an event is kept after one of its jobs was discarded; as long as
       `retention` by default. `blacksmith purge` removes what is past its time.
+    - `quarantine_retention`: how long what could not be ingested stays in quarantine after it was
+      received; as long as `retention` by default.
     - `versions`: the versions of the source's API, each with the day from which it is deprecated, or
       `None`.
     - `default_version`: the version of an event that names none.
@@ -93,6 +95,7 @@ class SourceProperties(TypedDict, total=False):
     on_invalid: Literal["reject", "quarantine"] | None
     retention: Duration | None
     discarded_retention: Duration | None
+    quarantine_retention: Duration | None
     versions: Mapping[str, date | None] | None
     default_version: str | None
     owners: Sequence[str] | None
@@ -110,6 +113,7 @@ class _SourceConfig:
     on_invalid: Literal["reject", "quarantine"] = "reject"
     retention: Duration | None = None
     discarded_retention: Duration | None = None
+    quarantine_retention: Duration | None = None
     versions: Versions = ANY_VERSION
     owners: tuple[str, ...] = ()
     tags: Mapping[str, str] = MappingProxyType({})
@@ -133,6 +137,10 @@ class _SourceConfig:
             f"{where}: discarded_retention", own.get("discarded_retention")
         )
         self.discarded_retention = either(discarded, parent.discarded_retention)
+        quarantined = checked_retention(
+            f"{where}: quarantine_retention", own.get("quarantine_retention")
+        )
+        self.quarantine_retention = either(quarantined, parent.quarantine_retention)
         versions = checked_versions(where, own.get("versions"), own.get("default_version"))
         self.versions = either(versions, parent.versions)
         self.owners = either(checked_owners(where, own.get("owners")), parent.owners)
@@ -165,6 +173,13 @@ class SourceEvent(Receivable[T_co], _SourceConfig, Generic[T_co, In_contra, Out]
         self.trigger = trigger.inherit(source.cron) if isinstance(trigger, Cron) else trigger
         self.function = function
         self.description = description
+
+    @property
+    def schema(self) -> Mapping[str, str]:
+        """A reference to the model's JSON Schema in the OpenAPI description; `{}` if it has none."""
+        if not json_schema(self.model):
+            return {}
+        return {"$ref": f"#/components/schemas/{self.path.replace('/', '.')}"}
 
     def __call__(self, input: In_contra) -> Out:
         if self.function is None:
@@ -229,10 +244,16 @@ class Webhook(_SourceConfig):
 
     `response` is sent once a request's events are stored; by default 202 with their ids. `path`, the
     event type of its requests in quarantine, is the source's name; its properties are the source's.
+    `describe` returns what the OpenAPI description says of its requests.
     """
 
     def __init__(
-        self, source: Source, on: HTTP, function: Callable[[Request], Any], response: Reply | None
+        self,
+        source: Source,
+        on: HTTP,
+        function: Callable[[Request], Any],
+        response: Reply | None,
+        describe: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._configure(source.name, {}, source)
         self.path = source.name
@@ -240,6 +261,7 @@ class Webhook(_SourceConfig):
         self.on = on
         self.function = function
         self.response = response
+        self.describe = describe
 
 
 class Source(_SourceConfig):
@@ -355,6 +377,11 @@ class Source(_SourceConfig):
         Raises `DeclarationError`.
         """
         trigger = on or HTTP(f"/v1/{self.name}/{checked_name('event', name)}")
+        if isinstance(trigger, HTTP) and trigger.method == "GET":
+            raise DeclarationError(
+                f"source {self.name!r}: {name} on a GET needs a function, because a GET has no body; "
+                f"decorate one with @{self.name}.event({trigger!r})"
+            )
         return self._add(SourceEvent(self, name, trigger, None, model, description, **own))
 
     @overload
@@ -397,13 +424,22 @@ class Source(_SourceConfig):
         return self._add(SourceEvent(self, name, Child(), None, model, description, **own))
 
     def webhook(
-        self, on: HTTP, *, response: Reply | None = None
+        self,
+        on: HTTP,
+        *,
+        response: Reply | None = None,
+        describe: Callable[[], Mapping[str, Any]] = dict,
     ) -> Callable[[Callable[[Request], WebhookResult]], Callable[[Request], WebhookResult]]:
         """An HTTP path where events of several types arrive; its function gives each its type.
 
         The function is called once per request, even if the body is an array, and returns typed events
         of this source (`SourceEvent.of`), or a `Reply`. It may reject or fail like that of an event.
         The source's own properties apply to the path.
+
+        - `response`: sent once the events are stored; by default 202 with their ids.
+        - `describe`: returns fields of the path's Operation Object in the gateway's OpenAPI description,
+          such as `parameters` and `requestBody`; by default any body is described as accepted. The
+          models of the source's events are in it as `SourceEvent.schema`.
 
         >>> shop = Source("shop")
         >>> opened, closed = shop.child("opened"), shop.child("closed")
@@ -426,7 +462,7 @@ class Source(_SourceConfig):
         ) -> Callable[[Request], WebhookResult]:
             where = f"source {self.name!r}: webhook {on.path}"
             checked_function(where, function, "request", may_yield=True)
-            self._webhooks.append(Webhook(self, on, function, response))
+            self._webhooks.append(Webhook(self, on, function, response, describe))
             return function
 
         return declare

@@ -30,6 +30,7 @@ class PurgeReport(msgspec.Struct, frozen=True):
       them.
     - `skipped`: why it did nothing (another purge is running); `None` if it ran.
     - `stopped`: whether it lost its lock before its end; the next purge continues.
+    - `quarantined`: how many requests and messages were removed from quarantine.
     """
 
     events: int = 0
@@ -38,6 +39,7 @@ class PurgeReport(msgspec.Struct, frozen=True):
     postponed: Sequence[str] = ()
     skipped: str | None = None
     stopped: bool = False
+    quarantined: int = 0
 
 
 def purge(
@@ -48,7 +50,8 @@ def purge(
     holder: str,
     archive: str | None = None,
 ) -> PurgeReport:
-    """Remove the events that are past their retention and that no job, outcome or replay needs.
+    """Remove the events that are past their retention and that no job, outcome or replay needs, and
+    what is past it in quarantine.
 
     - `holder`: the name under which it holds the lock, for people.
     - `archive`: the folder, or the fsspec URL, to which events are written before they are removed. If
@@ -57,13 +60,14 @@ def purge(
     Raises `SettingsError` for a URL that cannot be used, `Unavailable`.
 
     >>> purge(app, store=store, supervisor=locks, holder="me")  # doctest: +SKIP
-    PurgeReport(events=2641, partitions=1, files=(), postponed=(), skipped=None, stopped=False)
+    PurgeReport(events=2641, partitions=1, files=(), postponed=(), skipped=None, stopped=False,
+                quarantined=0)
     """
     opened_archive = _open_archive(archive or os.environ.get(ARCHIVE_URL))
     lease = supervisor.acquire(_LOCK, holder, wait=_WAIT)
     if lease is None:
         return PurgeReport(skipped=f"held by {supervisor.status(_LOCK).held_by}")
-    events, partitions = 0, 0
+    events, partitions, quarantined = 0, 0, 0
     files: list[str] = []
     postponed: Sequence[str] = ()
     with lease:
@@ -74,7 +78,14 @@ def purge(
             postponed = postponed if step.postponed is None else step.postponed
             if lease.lost.wait(_PAUSE):
                 return PurgeReport(events, partitions, files, postponed, stopped=True)
-    return PurgeReport(events, partitions, files, postponed)
+        for expired in store.quarantine.expired(app.retention()).values():
+            for dropped in store.quarantine.drop_selected(expired):
+                quarantined += dropped
+                if lease.lost.wait(_PAUSE):
+                    return PurgeReport(
+                        events, partitions, files, postponed, None, True, quarantined
+                    )
+    return PurgeReport(events, partitions, files, postponed, quarantined=quarantined)
 
 
 def _open_archive(url: str | None) -> Archive | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select
 
 from blacksmith_dagster.errors import NotFound
+from blacksmith_dagster.pipeline.retention import Retention
 from blacksmith_dagster.store.database import Database
 from blacksmith_dagster.store.records import Quarantined, RawRequest
 from blacksmith_dagster.store.statements import batched, upsert
@@ -16,6 +19,21 @@ from blacksmith_dagster.store.tables import event_types, quarantine
 
 _ID = re.compile(r"qua_([1-9][0-9]{0,17})")
 _BATCH = 1000  # ids in one statement
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """Requests in quarantine that fit all of these; a field that is `None` selects every one.
+
+    - `source`: a source's name: its events, and its webhook endpoints.
+    - `event_type`: the path of a source event, or the name of a source with webhook endpoints.
+    - `before`: they were received before this time.
+    - `error`: a text in their error.
+    """
+
+    source: str | None = None
+    event_type: str | None = None
+    before: datetime | None = None
+    error: str | None = None
 
 
 class Quarantine:
@@ -60,6 +78,50 @@ class Quarantine:
         with self._database.writing() as conn:
             drop(conn, ids)
 
+    def size(self, selected: Selection) -> int:
+        """How many requests are selected."""
+        statement = select(func.count()).where(*self._conditions(selected))
+        with self._database.reading() as conn:
+            return conn.execute(statement.select_from(quarantine)).scalar_one()
+
+    def drop_selected(self, selected: Selection) -> Iterator[int]:
+        """Delete the selected requests in small transactions; yields how many each has deleted."""
+        matching = select(quarantine.c.id).where(*self._conditions(selected))
+        with self._database.reading() as conn:
+            ids = conn.execute(matching.order_by(quarantine.c.id)).scalars().all()
+        for batch in batched(ids, _BATCH):
+            with self._database.writing() as conn:
+                dropped = conn.execute(delete(quarantine).where(quarantine.c.id.in_(batch)))
+            yield dropped.rowcount
+
+    def expired(self, retention: Mapping[str, Retention]) -> Mapping[str, Selection]:
+        """What is past its retention, by event type."""
+        self._database.read_names()
+        with self._database.reading() as conn:
+            now = self._database.now(conn)
+        return {
+            path: Selection(event_type=path, before=now - kept_for.quarantine)
+            for path, kept_for in retention.items()
+            if kept_for.quarantine is not None and path in self._database.event_types
+        }
+
+    def _conditions(self, selected: Selection) -> Iterator[ColumnElement[bool]]:
+        if selected.source is not None:
+            self._database.read_names()
+            within = f"{selected.source}/"
+            ids = [
+                type_id
+                for path, type_id in self._database.event_types.items()
+                if path == selected.source or path.startswith(within)
+            ]
+            yield quarantine.c.event_type.in_(ids)
+        if selected.event_type is not None:
+            yield quarantine.c.event_type == self._database.event_type(selected.event_type)
+        if selected.before is not None:
+            yield quarantine.c.received_at < selected.before
+        if selected.error is not None:
+            yield quarantine.c.error.contains(selected.error, autoescape=True)
+
     def sizes(self) -> Mapping[str, int]:
         """How many requests are in quarantine, by event type."""
         per_type = (
@@ -81,27 +143,35 @@ def insert_all(
     if not raw_requests:
         return []
     now = database.now(conn)
-    ids: dict[int, str] = {}
-    event_type_of = [database.event_type(raw.event_type) for raw in raw_requests]
-    # In order of their keys, so that concurrent commits cannot deadlock.
-    for n in sorted(
-        range(len(raw_requests)), key=lambda n: (event_type_of[n], raw_requests[n].key or "")
-    ):
-        raw = raw_requests[n]
-        added = upsert(conn, quarantine).values(
-            event_type=event_type_of[n],
-            received_at=now,
-            headers=msgspec.json.encode(raw.headers).decode(),
-            body=raw.body,
-            error=raw.error,
-            key=raw.key,
-        )
-        if raw.key is not None:
-            # An update that changes nothing, because RETURNING returns only rows that were written.
-            same = {"key": added.excluded.key}
-            added = added.on_conflict_do_update(index_elements=["event_type", "key"], set_=same)
-        ids[n] = f"qua_{conn.execute(added.returning(quarantine.c.id)).scalar_one()}"
-    return [ids[n] for n in range(len(raw_requests))]
+    rows = [
+        {
+            "event_type": database.event_type(raw.event_type),
+            "received_at": now,
+            "headers": msgspec.json.encode(raw.headers).decode(),
+            "body": raw.body,
+            "error": raw.error,
+            "key": raw.key,
+        }
+        for raw in raw_requests
+    ]
+    places = [(row["event_type"], row["key"]) for row in rows]
+    by_place: dict[tuple[Any, Any], int] = {}
+    # One row of a key, in order of the keys, so that concurrent commits cannot deadlock.
+    keyed = {place: row for place, row in zip(places, rows, strict=True) if row["key"] is not None}
+    if keyed:
+        added = upsert(conn, quarantine)
+        # An update that changes nothing, because RETURNING returns only rows that were written.
+        same = {"key": added.excluded.key}
+        added = added.on_conflict_do_update(index_elements=["event_type", "key"], set_=same)
+        returned = added.returning(quarantine.c.event_type, quarantine.c.key, quarantine.c.id)
+        for event_type, key, number in conn.execute(returned, [keyed[at] for at in sorted(keyed)]):
+            by_place[event_type, key] = number
+    unkeyed = [row for row in rows if row["key"] is None]
+    numbers: Iterator[int] = iter(())
+    if unkeyed:
+        in_order = insert(quarantine).returning(quarantine.c.id, sort_by_parameter_order=True)
+        numbers = iter(conn.execute(in_order, unkeyed).scalars().all())
+    return [f"qua_{by_place.get(place) or next(numbers)}" for place in places]
 
 
 def drop(conn: Connection, ids: Sequence[str]) -> None:

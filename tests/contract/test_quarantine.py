@@ -2,17 +2,23 @@
 
 import random
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from msgspec.structs import replace
+from sqlalchemy import text
 
 from blacksmith_dagster import HTTP, Blacksmith, Reply, Request, Source
 from blacksmith_dagster.errors import KeyReused, NotFound
+from blacksmith_dagster.pipeline.source import SourceProperties
+from blacksmith_dagster.scheduler.purge import purge
 from blacksmith_dagster.store import Store
+from blacksmith_dagster.store.quarantine import Selection
 from blacksmith_dagster.store.records import NewEvent, RawRequest
+from blacksmith_dagster.supervisor.store import StoreSupervisor
 from tests.support import randomness
 from tests.support.pipelines.store import FLIGHTS, departed, event_ids, new_event
+from tests.support.waiting import until
 
 RAW = RawRequest(departed.path, b"\xff\x00{", {"content-type": "text/plain"}, "ValueError: no")
 
@@ -175,3 +181,86 @@ def test_requests_through_a_webhook_are_kept_under_its_source(store: Store) -> N
     store.register(Blacksmith(sources=[shop], destinations=[]))
     store.quarantine.add(replace(RAW, event_type="shop"))
     assert store.quarantine.sizes() == {"shop": 1}
+
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+INSTANT = timedelta(microseconds=1)
+
+
+def test_quarantine_dropped_by_the_hundred_thousand(store: Store) -> None:
+    store.log.append([replace(RAW, error="KeyError: 'id'"), replace(RAW, key="a key")])
+    with store.database.writing() as conn:
+        is_sqlite = conn.dialect.name == "sqlite"
+        body = "zeroblob(5000)" if is_sqlite else "convert_to(repeat('x', 5000), 'UTF8')"
+        insertion = text(
+            f"""
+WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 100000)
+INSERT INTO quarantine (event_type, received_at, headers, body, error)
+SELECT event_type, received_at, headers, {body}, 'ValueError: 100% wrong_'
+  FROM numbers CROSS JOIN quarantine
+ WHERE key IS NULL"""
+        )
+        conn.execute(insertion)
+    selected = Selection(source="airport", error="100% wrong_")
+    assert store.quarantine.size(selected) == 100_000
+    transactions = [*store.quarantine.drop_selected(selected)]
+    assert sum(transactions) == 100_000
+    assert max(transactions) <= 1000
+    assert store.quarantine.sizes() == {departed.path: 2}
+
+
+@pytest.mark.parametrize(
+    ("selected", "left"),
+    [
+        (Selection(), []),
+        (Selection(source="airport"), ["FlightsDiscarded"]),
+        (Selection(source="air"), ["KeyError", "ValueError", "FlightsDiscarded"]),
+        (Selection(event_type=departed.path), ["FlightsDiscarded"]),
+        (Selection(error="Error"), ["FlightsDiscarded"]),
+        (Selection(source="airport", error="Key"), ["ValueError", "FlightsDiscarded"]),
+        (Selection(error="%"), ["KeyError", "ValueError", "FlightsDiscarded"]),
+        (Selection(before=LONG_AGO), ["KeyError", "ValueError", "FlightsDiscarded"]),
+        (Selection(before=datetime(2200, 1, 1, tzinfo=UTC)), []),
+    ],
+)
+def test_what_is_selected_is_dropped(store: Store, selected: Selection, left: list[str]) -> None:
+    outcome = f"{FLIGHTS}.discarded"
+    store.log.append(
+        [
+            replace(RAW, error="KeyError"),
+            replace(RAW, error="ValueError"),
+            replace(RAW, error="FlightsDiscarded", event_type=outcome),
+        ]
+    )
+    assert store.quarantine.size(selected) == 3 - len(left)
+    assert sum(store.quarantine.drop_selected(selected)) == 3 - len(left)
+    assert [item.error for item in store.quarantine.oldest()] == left
+
+
+@pytest.mark.parametrize(
+    ("properties", "is_kept"),
+    [
+        ({}, True),
+        ({"retention": "1h"}, True),
+        ({"retention": INSTANT}, False),
+        ({"retention": INSTANT, "quarantine_retention": "1h"}, True),
+        ({"quarantine_retention": INSTANT}, False),
+        ({"retention": INSTANT, "quarantine_retention": "forever"}, True),
+    ],
+)
+def test_quarantine_follows_retention(
+    store: Store, properties: SourceProperties, is_kept: bool
+) -> None:
+    site = Source("site", **properties)
+    seen = site.accept("seen")
+    site.webhook(HTTP("/site"))(lambda request: seen.of(request.json()))
+    app = Blacksmith(sources=[site], destinations=[])
+    store.register(app)
+    for path in (seen.path, site.name):
+        store.quarantine.add(replace(RAW, event_type=path))
+    waiting = store.quarantine.expired(app.retention())
+    until(lambda: is_kept or sum(map(store.quarantine.size, waiting.values())) == 2)
+    locks = StoreSupervisor(store.database)
+    report = purge(app, store=store, supervisor=locks, holder="test")
+    assert report.quarantined == (0 if is_kept else 2)
+    assert store.quarantine.sizes() == ({"site": 1, "site/seen": 1} if is_kept else {})

@@ -40,7 +40,7 @@ def test_discarded_jobs_are_kept_as_long_as_events_unless_it_is_said(
 ) -> None:
     source = Source("site", **of)  # type: ignore[arg-type]
     source.accept("seen", **own)  # type: ignore[call-overload]
-    assert kept(source) == Retention(events, discarded)
+    assert kept(source) == Retention(events, discarded, events)
 
 
 def test_an_outcome_is_kept_as_long_as_what_it_may_have_come_of() -> None:
