@@ -7,9 +7,9 @@ import os
 import re
 import threading
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, MissingSecret
 
@@ -78,16 +78,30 @@ class Secret:
 
 
 def hide(secret: str) -> None:
-    """From now on, `clean`, `describe`, `traced` and `masked` mask this value.
+    """From now on, `clean`, `describe`, `traced` and `masked` mask this value, and a password in it.
 
     Values shorter than 4 characters are not masked: they occur in harmless texts.
     """
     global _hidden
     if len(secret) >= _SHORTEST_SECRET and secret not in _hidden:
-        # Mask the value itself and its repr. Other threads read the tuple, so it is replaced.
+        forms = {
+            form for value in (secret, *_passwords(secret)) for form in (value, repr(value)[1:-1])
+        }
+        # Other threads read the tuple, so it is replaced.
         with _hiding:
-            forms = {*_hidden, secret, repr(secret)[1:-1]}
+            forms = {*_hidden, *(form for form in forms if len(form) >= _SHORTEST_SECRET)}
             _hidden = tuple(sorted(forms, key=len, reverse=True))
+
+
+def _passwords(url: str) -> Iterator[str]:
+    """The password of a URL, as it is written there and as a driver repeats it, if it has one."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return
+    if password:
+        yield password
+        yield unquote(password)
 
 
 def describe(error: BaseException) -> str:

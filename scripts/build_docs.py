@@ -45,8 +45,7 @@ def build(folder: Path) -> int:
     if built.returncode:
         return 1
     faults = [*faults_of_navigation(folder), *faults_of_links(folder / "site")]
-    for fault in faults:
-        print(fault, file=sys.stderr)
+    print(*faults, sep="\n", file=sys.stderr)
     return 1 if faults else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import time
 from base64 import b64encode
@@ -33,6 +34,15 @@ from blacksmith_dagster.redaction import RedactingFilter, Secret, redacted
 
 T = TypeVar("T")
 
+# What httpx reads when a client is made.
+_CLIENT_VARIABLES = frozenset(
+    {"ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE"}
+)
+_CLIENT_FAULTS: Mapping[type[Exception], frozenset[str]] = {
+    httpx.InvalidURL: frozenset({"NO_PROXY"}),
+    FileNotFoundError: frozenset({"SSL_CERT_FILE"}),
+}
+
 _READ_BYTES = 65_536  # of a response's body; the connection of a longer one is closed
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
@@ -55,7 +65,8 @@ class HTTPDestination(Destination[httpx.Client]):
     >>> alerts.post("late", receives=departed)
     <DestinationEvent alerts/late>
 
-    Raises `DeclarationError`.
+    Raises `DeclarationError`, and `SettingsError` for an environment variable about proxies that cannot
+    be used, as every request would fail.
     """
 
     def __init__(
@@ -66,6 +77,7 @@ class HTTPDestination(Destination[httpx.Client]):
         headers: Mapping[str, Secret | str] | None = None,
         **own: Unpack[DestinationProperties],
     ) -> None:
+        _check_environment()
         super().__init__(name, connect=self._connect, **own)
         self._endpoint = _HTTPTarget(f"destination {name!r}", url, dict(headers or {}))
         if isinstance(url, str):
@@ -160,6 +172,23 @@ class HTTPDestination(Destination[httpx.Client]):
                 yield client
         finally:
             logger.removeFilter(redacting)
+
+
+def _check_environment() -> None:
+    """Raise `SettingsError` if httpx cannot use what the environment says about proxies and CAs."""
+    names = [name for name in os.environ if name.upper() in _CLIENT_VARIABLES]
+    if not names:
+        return
+    try:
+        httpx.Client().close()
+    except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+        wrong = _CLIENT_FAULTS.get(type(error), _CLIENT_VARIABLES - {"NO_PROXY"})
+        named = ", ".join(name for name in names if name.upper() in wrong)
+        raise SettingsError(
+            f"HTTP destinations cannot use the environment variable {named} ({type(error).__name__}); "
+            "write NO_PROXY as hosts and addresses, without networks of IPv6, a proxy as "
+            "http://host:port, and SSL_CERT_FILE as the path of a file that exists"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from blacksmith_dagster.errors import BadRequest, Forbidden, RequestError, Unavailable
+from blacksmith_dagster.errors import (
+    BadRequest,
+    Forbidden,
+    RequestError,
+    Unauthorized,
+    Unavailable,
+)
 from blacksmith_dagster.gateway.body import BodyReader, Reservation, unpack
 from blacksmith_dagster.gateway.health import Health
 from blacksmith_dagster.gateway.openapi import described, http_endpoints
@@ -31,13 +37,15 @@ from blacksmith_dagster.gateway.responses import (
     Deprecations,
     error_response,
     internal_problem,
+    problem,
     routing_problem,
 )
 from blacksmith_dagster.ingest.extract import VERSION_HEADER, Extracted, Extractor
-from blacksmith_dagster.ingest.group_commit import GroupCommit
+from blacksmith_dagster.ingest.group_commit import GroupCommit, StoreOutages
 from blacksmith_dagster.ingest.quarantine import KEY_HEADER, raw_request_of
 from blacksmith_dagster.pipeline.access import is_within
 from blacksmith_dagster.pipeline.application import Blacksmith
+from blacksmith_dagster.pipeline.signatures import Signature
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Request
 from blacksmith_dagster.pipeline.validation import Duration, seconds
@@ -66,16 +74,17 @@ def create_app(
     notifier: Notifier | None = None,
     supervisor: Supervisor | None = None,
     beat: Callable[[], None] | None = None,
+    outages: StoreOutages | None = None,
 ) -> ASGIApp:
     """The ASGI application that receives the events of `app` and keeps them in `store`.
 
     At most `queue` events wait for their commit; more get a 429. The application must be registered
     in the store. `notifier` publishes new jobs. `/_health` checks `supervisor`; pass it only if it is
     not the store. `beat` is called every second while the event loop and the committing thread make
-    progress.
+    progress. `outages` logs those of the store.
     """
     bodies = BodyReader(BODIES_AT_ONCE)
-    commits = GroupCommit(store, queue, notifier.notify if notifier else None)
+    commits = GroupCommit(store, queue, notifier.notify if notifier else None, outages)
     endpoints = [
         EventEndpoint(app, event, on, bodies, commits) for event, on in http_endpoints(app)
     ]
@@ -136,9 +145,18 @@ def _dispatch(endpoints: Sequence[EventEndpoint], fallback: ASGIApp) -> ASGIApp:
             if method == "OPTIONS" and path in cors_paths:
                 method = _preflighted_method(scope)
             served = by_route.get((method, path), fallback)
+            if served is not fallback and b"%2" in scope["raw_path"]:
+                served = _check_slashes(scope["raw_path"], served)
         await served(scope, receive, send)
 
     return serve
+
+
+def _check_slashes(raw_path: bytes, served: ASGIApp) -> ASGIApp:
+    """`served`, unless a proxy may have taken an encoded slash in the path for a part of a name."""
+    if b"%2f" not in raw_path.lower():
+        return served
+    return problem(400, "the path has an encoded slash (%2F); send the slash itself")
 
 
 def _preflighted_method(scope: Scope) -> str:
@@ -164,6 +182,9 @@ class EventEndpoint:
         self._event = event
         self._bodies = bodies
         self._commits = commits
+        # A GET has no body that its sender could sign.
+        self._is_unsigned = on.method == "GET" and isinstance(event.auth, Signature)
+        self._auth = None if self._is_unsigned else event.auth
         self._quarantines_invalid = event.on_invalid == "quarantine"
         self._extractor = Extractor(app, event, quarantines_invalid=self._quarantines_invalid)
         self._deprecations = Deprecations(event.source.events.values())
@@ -203,7 +224,7 @@ class EventEndpoint:
         """A request whose sender may send it. Its header `idempotency-key` is the key in effect."""
         self._check_network(scope)
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        auth, limit = self._event.auth, self._request_bytes
+        auth, limit = self._auth, self._request_bytes
         if auth is not None:
             auth.admit(headers)
         key = _idempotency_key(headers.get(b"idempotency-key"))
@@ -268,7 +289,9 @@ class EventEndpoint:
             return self._extractor.extract(request)
         except RequestError:
             raise
-        except Exception as error:  # noqa: BLE001 - the user's code
+        except Exception as error:  # the user's code
+            if self._is_unsigned:
+                raise
             return Extracted([], [self._quarantined(request, error)])
 
     async def _commit(self, request: Request, extracted: Extracted) -> tuple[list[str], list[str]]:
@@ -276,6 +299,12 @@ class EventEndpoint:
         events = extracted.events
         if not events and not extracted.quarantined:
             return [], []
+        if self._is_unsigned:
+            raise Unauthorized(
+                f"{self._event.path} creates events only of signed requests, and a GET is not signed; "
+                "send a POST",
+                "Signature",
+            )
         try:
             ids = await self._commits.submit(events, extracted.quarantined)
             return ids[: len(events)], ids[len(events) :]

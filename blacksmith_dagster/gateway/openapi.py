@@ -13,6 +13,7 @@ from blacksmith_dagster.pipeline.application import Blacksmith
 from blacksmith_dagster.pipeline.model import json_schema
 from blacksmith_dagster.pipeline.signatures import (
     HMACSignature,
+    Signature,
     StandardWebhooksSignature,
     StripeSignature,
 )
@@ -82,12 +83,20 @@ def described(app: Blacksmith) -> dict[str, Any]:
             },
             "responses": _responses(event),
         }
+        if on.method == "GET":
+            del operation["requestBody"]
+        if isinstance(event, Webhook):
+            described_so = event.describe()
+            operation |= described_so
+            operation["parameters"] = [*_parameters(event), *described_so.get("parameters", ())]
         description = (
             event.description if isinstance(event, SourceEvent) else event.function.__doc__
         )
         if description:
             operation["description"] = inspect.cleandoc(description)
-        if event.auth is not None:
+        if event.auth is not None and not (
+            on.method == "GET" and isinstance(event.auth, Signature)
+        ):
             name = f"{event.source.name}.{type(event.auth).__name__}"
             if security.setdefault(name, _scheme(event.auth)) != _scheme(event.auth):
                 name = f"{event.path.replace('/', '.')}.{type(event.auth).__name__}"
@@ -136,14 +145,16 @@ def _parameters(event: AnySourceEvent | Webhook) -> Iterator[Mapping[str, Any]]:
 
 def _content(event: AnySourceEvent | Webhook, schemas: dict[str, Any]) -> Mapping[str, Any]:
     """Without a function, the body is JSON that fits the model; with one, it may be anything."""
-    if isinstance(event, Webhook) or event.function is not None:
-        return {"application/json": {"schema": {}}, "*/*": {"schema": {}}}
-    event_schema: dict[str, Any] = {}
-    schema = json_schema(event.model)
-    if schema:
-        name = event.path.replace("/", ".")
-        event_schema = {"$ref": f"#/components/schemas/{name}"}
-        schemas[name] = _moved(schema, f"#/components/schemas/{name}")
+    any_body: Mapping[str, Any] = {"application/json": {"schema": {}}, "*/*": {"schema": {}}}
+    if isinstance(event, SourceEvent) and event.function is not None:
+        return any_body
+    for declared in [event] if isinstance(event, SourceEvent) else event.source.events.values():
+        if declared.schema:
+            (where,) = declared.schema.values()
+            schemas[where.rpartition("/")[2]] = _moved(json_schema(declared.model), where)
+    if isinstance(event, Webhook):
+        return any_body
+    event_schema = event.schema
     several = {"type": "array", "items": event_schema}
     # An array always holds several events, even if the model allows arrays.
     single = {"allOf": [event_schema, {"not": {"type": "array"}}]}

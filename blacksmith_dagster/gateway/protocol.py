@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import cast
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_SECONDS = 10.0
 HEAD_BYTES = 64 * 1024
 
-_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+_RESPONSE = (
+    b"HTTP/1.1 %d %s\r\n"
     b"content-type: application/problem+json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%s"
 )
-_TOO_LARGE_BODY = (
-    b'{"type":"about:blank","title":"Request Header Fields Too Large","status":431,'
-    b'"detail":"the request line and the headers are over the limit of %d bytes; send fewer"}'
-    % HEAD_BYTES
+_TOO_LARGE = (
+    f"the request line and the headers are over the limit of {HEAD_BYTES} bytes; send fewer"
+)
+_NOT_HTTP = "this is not a request of HTTP/1.1; send one as RFC 9112 defines it"
+# If two values differ, a proxy may use one and the gateway the other.
+_ONCE = frozenset(
+    {
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"host",
+        b"idempotency-key",
+        b"transfer-encoding",
+    }
 )
 
 
@@ -28,10 +41,13 @@ class GatewayProtocol(HttpToolsProtocol):
     uvicorn itself waits without a limit, so senders that open connections and send little, or too
     many headers, would exhaust the gateway. Between two requests uvicorn's own keep-alive limit
     applies. The trailers after a chunked body have the same size limit.
+
+    A request that a proxy may read differently is rejected (RFC 9112, sections 3.2 and 6.1). A rejection
+    is a problem document.
     """
 
     _in_head = False
-    _too_large = False
+    _fault: tuple[int, str] | None = None  # why the head is rejected: a status and its detail
     _unparsed = 0  # bytes received since the parser last completed a part
     _deadline: asyncio.TimerHandle | None = None
 
@@ -44,8 +60,10 @@ class GatewayProtocol(HttpToolsProtocol):
         """Most request heads arrive in one read and need no timer."""
         self._unparsed += len(data)
         super().data_received(data)
-        if self._too_large or self._unparsed > HEAD_BYTES:
-            self._reject_head()
+        if self._unparsed > HEAD_BYTES:
+            self._fault = 431, _TOO_LARGE
+        if self._fault is not None:
+            self._reject(*self._fault)
         elif self._in_head:
             if self._deadline is None:
                 self._wait_for_head()
@@ -68,29 +86,59 @@ class GatewayProtocol(HttpToolsProtocol):
         """The head is complete."""
         self._in_head = False
         # One read may hold a head of any size, complete.
-        self._too_large = self._unparsed > HEAD_BYTES and self._head_bytes() > HEAD_BYTES
+        if self._unparsed > HEAD_BYTES and self._head_bytes() > HEAD_BYTES:
+            self._fault = 431, _TOO_LARGE
+        elif (reason := self._ambiguity()) is not None:
+            self._fault = 400, reason
         self._unparsed = 0
-        if not self._too_large:
+        if self._fault is None:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A part of the body has arrived."""
         self._unparsed = 0
-        if not self._too_large:
+        if self._fault is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is complete."""
         self._unparsed = 0
-        if not self._too_large:
+        if self._fault is None:
             super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text says less
+        """Reject what is not HTTP."""
+        self._reject(400, _NOT_HTTP)
+
+    def _ambiguity(self) -> str | None:
+        """Why a proxy may read this head differently, if it may."""
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            return f"HTTP/{version} is not served here; send HTTP/1.1"
+        headers = dict(self.headers)
+        if len(headers) < len(self.headers):
+            names = [name for name, _ in self.headers]
+            for name in sorted(_ONCE):
+                if names.count(name) > 1:
+                    return f"the header {name.decode()} came more than once; send it once"
+        if version == "1.1" and b"host" not in headers:
+            return "the header host is missing; send it"
+        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            return (
+                "only Transfer-Encoding: chunked is served; compress with Content-Encoding instead"
+            )
+        return None
 
     def _head_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
-    def _reject_head(self) -> None:
+    def _reject(self, status: int, detail: str) -> None:
         if not self.transport.is_closing():
-            self.transport.write(_TOO_LARGE % (len(_TOO_LARGE_BODY), _TOO_LARGE_BODY))
+            title = HTTPStatus(status).phrase
+            body = msgspec.json.encode(
+                {"type": "about:blank", "title": title, "status": status, "detail": detail}
+            )
+            self.transport.write(_RESPONSE % (status, title.encode(), len(body), body))
             self.transport.close()
 
     def _wait_for_head(self) -> None:

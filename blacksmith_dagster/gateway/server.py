@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from blacksmith_dagster.admin import answering, listen
 from blacksmith_dagster.backends import Backends
-from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError
+from blacksmith_dagster.errors import BlacksmithError, DeclarationError, SettingsError, Unavailable
+from blacksmith_dagster.ingest.group_commit import StoreOutages
 from blacksmith_dagster.logs import announce
 from blacksmith_dagster.pipeline.access import checked_networks
 from blacksmith_dagster.pipeline.application import Blacksmith
@@ -191,13 +192,14 @@ class StandardGateway:
 
         with contextlib.ExitStack() as opened:
             backends = opened.enter_context(Backends(settings, upgrade=True))
-            store, supervisor = backends.store, backends.supervisor
+            store, supervisor, outages = backends.store, backends.supervisor, StoreOutages()
             store.register(app)
             config = uvicorn.Config(
                 create_app(
                     app,
                     store,
                     queue=self.queue,
+                    outages=outages,
                     notifier=backends.notifier(app),
                     supervisor=supervisor if settings.supervisor_url else None,
                     beat=partial(heartbeats.beat, number),
@@ -227,7 +229,7 @@ class StandardGateway:
             # One of its processes also registers the gateway, maintains the store and answers probes.
             if number == 0:
                 opened.enter_context(registered(supervisor, self._service(app, listener)))
-                opened.enter_context(_maintenance(store))
+                opened.enter_context(_maintenance(store, outages))
                 if admin is not None:
                     opened.enter_context(answering(admin, heartbeats.problems, store.ready))
             server.run(sockets=[listener])
@@ -351,7 +353,7 @@ def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _maintenance(store: Store) -> Iterator[None]:
+def _maintenance(store: Store, outages: StoreOutages) -> Iterator[None]:
     """Call `store.maintain()` every few seconds in a thread of its own."""
     ended = threading.Event()
 
@@ -359,6 +361,9 @@ def _maintenance(store: Store) -> Iterator[None]:
         while not ended.is_set():
             try:
                 store.maintain()
+                outages.responded()
+            except Unavailable as error:
+                outages.failed(error)
             except BlacksmithError as error:
                 _log.warning("the store's maintenance is postponed: %s", error)
             except Exception:  # noqa: BLE001 - a gateway that receives events must survive this

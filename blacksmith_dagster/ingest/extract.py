@@ -10,18 +10,25 @@ from typing import Any, TypeVar, cast
 import msgspec
 from msgspec import structs
 
-from blacksmith_dagster.errors import BadRequest, TooLarge, Unprocessable, ValidationError
+from blacksmith_dagster.errors import (
+    BadRequest,
+    RequestError,
+    TooLarge,
+    Unprocessable,
+    ValidationError,
+)
 from blacksmith_dagster.ingest.items import (
     KEY_CHARACTERS,
     REQUEST_EVENTS,
     TOO_MANY,
     ItemSplitter,
     looks_like_json,
+    name_item,
 )
 from blacksmith_dagster.ingest.quarantine import item_of, key_of, raw_request_of
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.event import Event, TypedEvent
-from blacksmith_dagster.pipeline.model import decoder, encode, is_plain
+from blacksmith_dagster.pipeline.event import Event, InvalidItem, TypedEvent
+from blacksmith_dagster.pipeline.model import check_json, decoder, encode, is_plain
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import Message, Reply, Request
 from blacksmith_dagster.redaction import describe
@@ -77,8 +84,12 @@ class Extractor:
         self._prepared = {own.path: _PreparedEvent(app, own) for own in events}
         # For the source event's own events; `None` at a webhook, where each event names its type.
         self._own = self._prepared.get(event.path)
-        self._returns: tuple[type[Any], str, str] = (
-            (TypedEvent, event.path, "an event made by SourceEvent.of, several of them, or a Reply")
+        self._returns: tuple[Any, str, str] = (
+            (
+                (TypedEvent, InvalidItem),
+                event.path,
+                "an event made by SourceEvent.of, several of them, or a Reply",
+            )
             if self._own is None
             else (Event, event.path, "an Event, several Events, or a Reply")
         )
@@ -93,9 +104,18 @@ class Extractor:
         Raises `RequestError` for what is rejected, and what the source event's function raises.
         """
         facts = _facts_of(request)
+        request = self._items.without_mark(request)
         events: list[NewEvent] = []
         quarantined: list[RawRequest] = []
-        for item in self._split(request):
+
+        def quarantine(invalid: InvalidItem, place: int) -> None:
+            if not self._quarantines_invalid:
+                raise invalid.error
+            kept = item_of(request, invalid.body, place)
+            quarantined.append(raw_request_of(self.event.path, kept, invalid.error))
+
+        items = self._split(request)
+        for number, item in enumerate(items, 1):
             # Items in quarantine keep their places, so that the others have the same once it is fixed.
             place = len(events) + len(quarantined) + 1
             try:
@@ -103,15 +123,18 @@ class Extractor:
                     events.append(self._accepted(item, place, facts))
                     continue
                 whole = item is request.body
-                returned = self._function(request if whole else structs.replace(request, body=item))
+                try:
+                    returned = self._function(
+                        request if whole else structs.replace(request, body=item)
+                    )
+                except RequestError as error:
+                    name_item(error, number, items)
+                    raise
                 if isinstance(returned, Reply) and isinstance(request, Request):
                     return Extracted([], reply=_checked_reply(self.event.path, returned))
-                events += self._events_of(returned, len(events), place, facts)
+                events += self._events_of(returned, len(events), place, facts, quarantine)
             except ValidationError as error:
-                if not self._quarantines_invalid:
-                    raise
-                kept = item_of(request, item, place)
-                quarantined.append(raw_request_of(self.event.path, kept, error))
+                quarantine(InvalidItem(item, error), place)
         return Extracted(events, quarantined)
 
     def extract_returned(self, returned: Any) -> list[NewEvent]:
@@ -119,7 +142,7 @@ class Extractor:
 
         Raises `RequestError` for one that cannot be stored, and `TypeError` for anything else.
         """
-        return self._events_of(returned, 0, 1, _NO_FACTS)
+        return self._events_of(returned, 0, 1, _NO_FACTS, _raise_invalid)
 
     def _split(self, request: Request | Message) -> Sequence[bytes]:
         if self._own is not None and isinstance(request, Request):
@@ -134,9 +157,13 @@ class Extractor:
         prepared = cast(_PreparedEvent, self._own)
         try:
             payload = item.decode()
-            data = prepared.decode(item)
-        except msgspec.ValidationError as error:
-            raise ValidationError(f"event {place} does not fit {prepared.path}: {error}") from error
+            try:
+                data = prepared.decode(item)
+            except msgspec.ValidationError as error:
+                check_json(item)
+                raise ValidationError(
+                    f"event {place} does not fit {prepared.path}: {error}"
+                ) from error
         except _UNDECODABLE as error:
             raise BadRequest(f"event {place} is not JSON: {error}") from error
         return NewEvent(
@@ -151,16 +178,25 @@ class Extractor:
         )
 
     def _events_of(
-        self, returned: Any, index: int, place: int, facts: _RequestFacts
+        self,
+        returned: Any,
+        index: int,
+        place: int,
+        facts: _RequestFacts,
+        quarantine: Callable[[InvalidItem, int], None],
     ) -> list[NewEvent]:
         """The events that a function has returned, each followed by its children and theirs.
 
         `index` and `place` are those of the first: among the request's events, and among its events and
-        items in quarantine.
+        items in quarantine. `quarantine` is called with each invalid item and its place.
         """
         events: list[NewEvent] = []
         own = self._own
         for root in events_in(returned, *self._returns):
+            if isinstance(root, InvalidItem):
+                quarantine(root, place + len(events))
+                place += 1
+                continue
             waiting = [self._member(root) if own is None else _Member(own, root)]
             while waiting:
                 member = waiting.pop()
@@ -207,7 +243,8 @@ class Extractor:
             if context is not None:
                 self._items.check_shape(context)
         try:
-            if prepared.checks and is_plain(event.data):
+            needed = prepared.has_conditions and isinstance(event.data, msgspec.Raw)
+            if needed or (prepared.checks and is_plain(event.data)):
                 data = prepared.decode(payload)
                 event = structs.replace(event, data=data) if prepared.has_conditions else event
         except msgspec.ValidationError as error:
@@ -304,6 +341,10 @@ class _PreparedEvent:
             except Exception as error:  # noqa: BLE001 - the user's code; its job fails with it
                 jobs.append(NewJob(job.destination, describe(error)))
         return jobs
+
+
+def _raise_invalid(invalid: InvalidItem, place: int) -> None:  # noqa: ARG001
+    raise invalid.error
 
 
 def events_in(returned: Any, event_class: type[T], path: str, rule: str) -> Iterable[T]:

@@ -39,16 +39,56 @@ _LONGEST_COMMIT = 120.0  # seconds; one that waits for a silent network ends wel
 _log = logging.getLogger(__name__)
 
 
+class StoreOutages:
+    """Logs an outage of the store once when it begins, and once when it ends."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._rejected = 0
+        self._lock = threading.Lock()
+
+    def failed(self, error: Unavailable, requests: int = 0) -> None:
+        """The store did not respond, and this many requests were rejected for it."""
+        with self._lock:
+            self._rejected += requests
+            if self._began is None:
+                self._began = time.monotonic()
+                _log.error(
+                    "the store does not respond; requests are rejected until it does: %s", error
+                )
+
+    def responded(self) -> None:
+        """The store has responded."""
+        if self._began is None:
+            return
+        with self._lock:
+            if self._began is not None:
+                _log.warning(
+                    "the store responds again after %.0f seconds, in which %d requests were rejected",
+                    time.monotonic() - self._began,
+                    self._rejected,
+                )
+            self._began, self._rejected = None, 0
+
+
 class GroupCommit:
     """Adaptive group commit: there is no timer, so a single request does not wait.
 
     Requests that arrive during a commit form the next one. `capacity` is how many events may wait.
-    After a commit `notify` is called with the destination events that have new jobs.
+    After a commit `notify` is called with the destination events that have new jobs. `outages` logs
+    those of the store.
     """
 
-    def __init__(self, store: Store, capacity: int, notify: Notify | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        capacity: int,
+        notify: Notify | None = None,
+        outages: StoreOutages | None = None,
+    ) -> None:
         self._store = store
         self._capacity = capacity
+        self._outages = outages or StoreOutages()
         self._notify = notify
         self._waiting = 0  # touched only by the event loop's thread
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -121,13 +161,15 @@ class GroupCommit:
             return []
         for may_retry in (True, False):
             try:
-                return self._store.log.append(parts)
+                results = self._store.log.append(parts)
+                self._outages.responded()
+                return results
             except Unavailable as error:
                 # A connection that died while idle fails at its next commit. A commit with an
                 # unknown outcome is never retried here: only the sender's key makes that safe.
                 if may_retry and not isinstance(error, OutcomeUnknown):
                     continue
-                _log.error("%d requests were not stored: %s", len(parts), error)
+                self._outages.failed(error, len(parts))
                 return [error] * len(parts)
             except Exception as error:  # noqa: BLE001 - the database rejects the data of a request
                 if len(parts) == 1:

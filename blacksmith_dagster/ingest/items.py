@@ -6,13 +6,23 @@ import re
 from collections.abc import Sequence
 from enum import Enum
 from functools import lru_cache
-from typing import cast
+from typing import TypeVar, cast
 
 import msgspec
+from msgspec import structs
 
-from blacksmith_dagster.errors import BadRequest, TooLarge, Unprocessable, UnsupportedMedia
+from blacksmith_dagster.errors import (
+    BadRequest,
+    RequestError,
+    TooLarge,
+    Unprocessable,
+    UnsupportedMedia,
+)
+from blacksmith_dagster.pipeline.model import ANY_MARK, without_mark
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Webhook
-from blacksmith_dagster.pipeline.triggers import Request
+from blacksmith_dagster.pipeline.triggers import Message, Request
+
+R = TypeVar("R", bound=Request | Message)
 
 REQUEST_EVENTS = 100_000
 """The most events that one request or poll may have."""
@@ -27,6 +37,9 @@ _CHILDLESS = re.compile(rb"\[,*\]")
 _ONE_BRACKET = bytes.maketrans(b"{}", b"[]")
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _NO_BRACKET_OR_COMMA = bytes(set(range(256)) - set(b"[]{},"))
+
+_PART = 1024 * 1024  # bytes
+_BACKSLASH = ord("\\")
 
 _raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -61,11 +74,38 @@ class ItemSplitter:
                 f"{self._path} accepts JSON; send it with Content-Type: application/json, or "
                 "application/x-ndjson for one event per line"
             )
-        for item in items:
-            self.check_size(item)
-            if body_format is not BodyFormat.OTHER or looks_like_json(item):
-                self.check_shape(item)
+        for number, item in enumerate(items, 1):
+            try:
+                self.check_size(item)
+                if body_format is not BodyFormat.OTHER or looks_like_json(item):
+                    self.check_shape(item)
+            except RequestError as error:
+                name_item(error, number, items)
+                raise
         return items
+
+    def without_mark(self, request: R) -> R:
+        """The request or message; its body without a byte order mark and in UTF-8, if that is JSON.
+
+        Raises `BadRequest` if the body of a JSON request is not in the encoding of its mark.
+        """
+        body = request.body
+        if not body.startswith(ANY_MARK):
+            return request
+        is_json = not self._accepts_any_body
+        if isinstance(request, Request):
+            content_type = request.headers.get("content-type", "")
+            is_json = _body_format(content_type) is not BodyFormat.OTHER
+        try:
+            text = without_mark(body)
+        except UnicodeDecodeError as error:
+            if not is_json:
+                return request
+            raise BadRequest(
+                f"the body is not in the encoding of its byte order mark: {error}; send UTF-8 without "
+                "a mark"
+            ) from error
+        return structs.replace(request, body=text) if is_json or looks_like_json(text) else request
 
     def check_size(self, item: bytes) -> None:
         """Raise `TooLarge` if an item is over the limit."""
@@ -117,6 +157,12 @@ class ItemSplitter:
         )
 
 
+def name_item(error: RequestError, number: int, items: Sequence[bytes]) -> None:
+    """Name the item in the error's message, if there are several."""
+    if len(items) > 1:
+        error.args = (f"item {number}: {error}",)
+
+
 class BodyFormat(Enum):
     """How a body is split into items."""
 
@@ -143,5 +189,16 @@ def _body_format(content_type: str) -> BodyFormat:
 
 
 def _without_strings(json: bytes) -> bytes:
-    unescaped = json.replace(b"\\\\", b"").replace(b'\\"', b"")
-    return b"".join(unescaped.split(b'"')[::2])
+    """JSON without its strings. It is split in parts: the pieces of 25 MiB would take six times that."""
+    kept: list[bytes] = []
+    in_string = start = 0
+    while start < len(json):
+        end = start + _PART
+        while end < len(json) and json[end - 1] == _BACKSLASH:
+            end += 1
+        part = json[start:end].replace(b"\\\\", b"").replace(b'\\"', b"")
+        pieces = part.split(b'"')
+        kept.append(b"".join(pieces[in_string::2]))
+        in_string = (in_string + len(pieces) - 1) % 2
+        start = end
+    return b"".join(kept)

@@ -65,12 +65,7 @@ class _Token:
                     f"{secret.name} begins with {_HASHED} but is not a SHA-256 of 64 hexadecimal "
                     "digits; run `blacksmith keys new` for a token with its hash"
                 )
-            if token != token.strip() or not token.isprintable():
-                raise SettingsError(
-                    f"the token in {secret.name} begins or ends with a space or a line break, or has a "
-                    "control character, so no Authorization header can match it; remove these "
-                    "characters"
-                )
+            check_printable(secret, token)
 
     def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> str | None:  # noqa: ARG002
         return None
@@ -240,6 +235,15 @@ def checked_secrets(what: str, secrets: Sequence[Secret]) -> tuple[Secret, ...]:
             f"write {what}(Secret('ITS_NAME')); the argument is not repeated here"
         )
     return tuple(secrets)
+
+
+def check_printable(secret: Secret, value: str) -> None:
+    """Raise `SettingsError` for a value that no sender uses, as with a line break at its end."""
+    if value != value.strip() or not value.isprintable():
+        raise SettingsError(
+            f"the secret in {secret.name} begins or ends with a space or a line break, or has a control "
+            "character, so nothing that its sender sends can match it; remove these characters"
+        )
 
 
 def in_use(secrets: Sequence[Secret]) -> Iterator[tuple[Secret, str]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import msgspec
 
-from blacksmith_dagster.errors import DeclarationError, UsageError
+from blacksmith_dagster.errors import DeclarationError, UsageError, ValidationError
 from blacksmith_dagster.pipeline.model import to_builtins
 from blacksmith_dagster.pipeline.validation import Duration, duration
 
@@ -62,6 +62,19 @@ class TypedEvent(msgspec.Struct, frozen=True):
 
     event_type: str
     event: Event[Any]
+
+
+class InvalidItem(msgspec.Struct, frozen=True):
+    """An item of a batch that does not fit, returned by a webhook's function in the item's place.
+
+    With `on_invalid="quarantine"` it goes to quarantine and the other items are ingested; else `error`
+    rejects the request.
+
+    - `body`: a request's body with only this item, to be retried from quarantine.
+    """
+
+    body: bytes
+    error: ValidationError
 
 
 class Cause(msgspec.Struct, frozen=True):

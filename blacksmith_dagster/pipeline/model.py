@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,21 @@ if TYPE_CHECKING:
 Decode: TypeAlias = Callable[[bytes | str], Any]
 
 _UNKNOWN = "objects of type {} cannot be written as JSON"
-_PLAIN = frozenset({type(None), bool, int, float, str, list, dict})
+_PLAIN = frozenset({type(None), bool, int, float, str, list, dict, msgspec.Raw})
 # Raised for an annotation that is invalid or uses undefined names.
 _NOT_THERE = (NameError, AttributeError, SyntaxError, TypeError, ValueError)
 
-_is_json = msgspec.json.Decoder(msgspec.Raw).decode
+# A byte order mark and the encoding that it shows. UTF-32's contain UTF-16's, so they come first.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+ANY_MARK = tuple(mark for mark, _ in _MARKS)
+
+_check_json = msgspec.json.Decoder(msgspec.Raw).decode
 _any = msgspec.json.Decoder().decode
 
 
@@ -93,11 +104,35 @@ def decoder(model: Any, *, stored: bool = False) -> Decode:
     return decode
 
 
+def without_mark(text: bytes) -> bytes:
+    """Text in UTF-8 without a byte order mark: one in UTF-8, UTF-16 or UTF-32 says how to decode it.
+
+    Text without a mark is returned as it is.
+
+    >>> without_mark('\ufeff{"a": 1}'.encode("utf-16-le"))
+    b'{"a": 1}'
+
+    Raises `UnicodeDecodeError` for text that is not in the encoding of its mark.
+    """
+    if text.startswith(ANY_MARK):
+        mark, encoding = next(found for found in _MARKS if text.startswith(found[0]))
+        text = text[len(mark) :].decode(encoding).encode()
+    return text
+
+
 def decode_json(body: bytes | str, model: Any) -> Any:
     """A body decoded into `model`. To decode many, use a `decoder`."""
     if _has_pydantic(model):
         return _of_pydantic(model).decode(body)
     return msgspec.json.decode(body, type=model)
+
+
+def check_json(body: bytes | str) -> None:
+    """Raise `msgspec.DecodeError` or `RecursionError` if a body is not JSON.
+
+    A decoder may find that a body does not fit before it comes to where it is not JSON.
+    """
+    _check_json(body)
 
 
 def encode(data: Any) -> bytes:
@@ -114,7 +149,7 @@ def to_builtins(data: Any, unchanged: Sequence[type]) -> Any:
 
 
 def is_plain(data: Any) -> bool:
-    """Whether data is a type of JSON itself and not an object of a model."""
+    """Whether data is a type of JSON itself, or JSON that is not decoded, and no object of a model."""
     return type(data) in _PLAIN
 
 
@@ -161,7 +196,7 @@ class _Pydantic:
         self._unknown = PydanticUserError
 
     def decode(self, body: bytes | str) -> Any:
-        _is_json(body)  # pydantic also accepts NaN, which is not JSON
+        _check_json(body)  # pydantic also accepts NaN, which is not JSON
         try:
             return self._adapter.validate_json(body)
         except self._invalid as error:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple, NoReturn
 
 from blacksmith_dagster.errors import DeclarationError, SettingsError, Unauthorized
-from blacksmith_dagster.pipeline.access import checked_secrets, in_use
+from blacksmith_dagster.pipeline.access import check_printable, checked_secrets, in_use
 from blacksmith_dagster.pipeline.validation import Duration, duration, seconds
 from blacksmith_dagster.redaction import Secret
 
@@ -45,7 +45,7 @@ class _SignatureHeaders(NamedTuple):
 
 
 @dataclass(frozen=True, init=False)
-class _Signature(ABC):
+class Signature(ABC):
     """What the schemes share: a signature in the headers, checked with a keyed hash (HMAC)."""
 
     secrets: tuple[Secret, ...]
@@ -65,6 +65,7 @@ class _Signature(ABC):
     def check(self) -> None:
         """Raises `SettingsError` for a secret with a wrong format, `MissingSecret` if none is set."""
         for secret, value in in_use(self.secrets):
+            check_printable(secret, value)
             self._key(secret, value)
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
@@ -122,7 +123,7 @@ class _Signature(ABC):
 
 
 @dataclass(frozen=True, init=False)
-class HMACSignature(_Signature):
+class HMACSignature(Signature):
     """A keyed hash (HMAC, RFC 2104) of the body, in a header that the sender chose.
 
     - `header`: the header with the signature, after `prefix`, which is not part of the signature.
@@ -242,7 +243,7 @@ class SlackSignature(HMACSignature):
         )
 
 
-class StripeSignature(_Signature):
+class StripeSignature(Signature):
     """Stripe's: `Stripe-Signature: t=<seconds>,v1=<hex>`, of the timestamp and the body.
 
     While Stripe rolls a secret, it signs with both; one matching `v1` is enough.
@@ -267,8 +268,11 @@ class StripeSignature(_Signature):
         return _SignatureHeaders(timestamps[0] + b".", signatures, seconds)
 
 
-class StandardWebhooksSignature(_Signature):
+class StandardWebhooksSignature(Signature):
     """Standard Webhooks': `webhook-id`, `webhook-timestamp` and `webhook-signature`.
+
+    Svix, where the specification comes from, names them `svix-id`, `svix-timestamp` and
+    `svix-signature`; these are accepted too.
 
     The id is signed, and is the request's idempotency key: a request that is sent again, at any time,
     creates no second event. Choose this scheme for senders of your own.
@@ -284,13 +288,17 @@ class StandardWebhooksSignature(_Signature):
     header = "webhook-signature"
 
     def _signature(self, headers: Mapping[bytes, bytes]) -> _SignatureHeaders:
-        id_ = self._header(headers, "webhook-id")
-        timestamp = self._header(headers, "webhook-timestamp")
-        parts = [part.partition(b",") for part in self._header(headers, self.header).split()]
+        sender = "webhook"
+        if b"svix-signature" in headers and b"webhook-signature" not in headers:
+            sender = "svix"
+        id_ = self._header(headers, f"{sender}-id")
+        timestamp = self._header(headers, f"{sender}-timestamp")
+        sent = self._header(headers, f"{sender}-signature")
+        parts = [part.partition(b",") for part in sent.split()]
         signatures = _decoded("base64", [value for name, _, value in parts if name == b"v1"])
         if not signatures:
-            self._reject(f"{self.header} has no v1,<base64 signature>")
-        seconds = self._seconds(timestamp, "webhook-timestamp")
+            self._reject(f"{sender}-signature has no v1,<base64 signature>")
+        seconds = self._seconds(timestamp, f"{sender}-timestamp")
         return _SignatureHeaders(
             b"%s.%s." % (id_, timestamp), signatures, seconds, id_.decode("latin-1")
         )

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
-from blacksmith_dagster.errors import DeclarationError, Reject, ValidationError
+from blacksmith_dagster.errors import BadRequest, DeclarationError, Reject, ValidationError
 from blacksmith_dagster.pipeline import model
 from blacksmith_dagster.pipeline.schedule import checked_interval
 from blacksmith_dagster.pipeline.validation import Inheriting, checked_number
@@ -22,7 +22,7 @@ from blacksmith_dagster.redaction import Secret
 In = TypeVar("In")
 T = TypeVar("T")
 _PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")
-_METHODS = frozenset({"POST", "PUT", "PATCH"})
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH"})
 _NO_SPACE = re.compile(r"[!-~]{1,249}")
 
 
@@ -44,8 +44,9 @@ class _JSONBody(msgspec.Struct, frozen=True):
         """The body decoded from JSON, into `type` if one is given: a type that msgspec decodes (Structs,
         dataclasses, TypedDicts, ...), or a model of pydantic.
 
-        Raises `Reject` with the place of the fault if the body does not fit: a request gets a 422,
-        unless `on_invalid` says otherwise, and a message goes to quarantine.
+        Raises `BadRequest` (400) if the body is not JSON, and `ValidationError` with the place of the
+        fault if it does not fit: a request gets a 422, unless `on_invalid` says otherwise. A message
+        goes to quarantine.
         """
         return decode_body(self.body, type)
 
@@ -83,7 +84,7 @@ class Request(_JSONBody, frozen=True):
         If a name occurs twice, the last value counts. Raises `Reject` (422) if the body is not a form.
         """
         try:
-            text = self.body.decode()
+            text = model.without_mark(self.body).decode()
             return dict(parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)))
         except ValueError as error:
             raise Reject(f"the body is not a form: {error}") from error
@@ -104,7 +105,12 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class HTTP(Trigger[Request]):
-    """A request to `path`, with the method `POST`, `PUT` or `PATCH`.
+    """A request to `path`, with the method `POST`, `PUT`, `PATCH` or `GET`.
+
+    A sender that verifies an endpoint by a GET with a challenge in the query (Meta and others) gets a
+    `Reply` from a webhook on `HTTP(path, method="GET")`, beside that on the POST at the same path. A
+    GET has no body that a sender could sign: where the source's `auth` is a signature, a GET needs
+    none, and can create no event.
 
     >>> HTTP("/airport/departures")
     HTTP(path='/airport/departures', method='POST')
@@ -317,11 +323,14 @@ class Child(Trigger[Any]):
 def decode_body(body: bytes, type: Any) -> Any:
     """A JSON body decoded into `type`.
 
-    Raises `ValidationError` with the place where the body does not fit, `Reject` if it is not JSON.
+    Raises `ValidationError` with the place where the body does not fit, `BadRequest` if it is not JSON.
     """
     try:
-        return model.decode_json(body, type)
-    except msgspec.ValidationError as error:
-        raise ValidationError(f"the body does not fit: {error}") from error
+        body = model.without_mark(body)
+        try:
+            return model.decode_json(body, type)
+        except msgspec.ValidationError as error:
+            model.check_json(body)
+            raise ValidationError(f"the body does not fit: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Reject(f"the body does not fit: {error}") from error
+        raise BadRequest(f"the body is not JSON: {error}") from error

@@ -8,13 +8,26 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import msgspec
+
 from blacksmith_dagster.errors import BadRequest, UnsupportedMedia, ValidationError
-from blacksmith_dagster.pipeline.event import TypedEvent
+from blacksmith_dagster.pipeline.event import InvalidItem, TypedEvent
 from blacksmith_dagster.pipeline.source import WebhookResult
 from blacksmith_dagster.pipeline.triggers import Request, decode_body
-from blacksmith_dagster.sources.senders import TypedSource, invalid_body, parse_time, text_field
+from blacksmith_dagster.sources.senders import (
+    KEY,
+    TIME,
+    TypedSource,
+    described,
+    invalid_body,
+    json_object,
+    parse_time,
+    text_field,
+)
 
 _PREFIX = "ce-"
+_STRUCTURED = "application/cloudevents+json"
+_BATCH = "application/cloudevents-batch+json"
 _ESCAPED = re.compile(r"\\(.)")
 
 
@@ -36,14 +49,32 @@ class CloudEventsSource(TypedSource):
     Raises `DeclarationError`.
     """
 
+    def _describe(self) -> Mapping[str, Any]:
+        # Their key, both together, has 512 characters at most.
+        part = {**KEY, "maxLength": 255}
+        events = self._bodies_by_type(
+            lambda type, data: json_object(
+                ("specversion", "id", "source", "type"),
+                specversion={"const": "1.0"},
+                id=part,
+                source=part,
+                type=type,
+                time=TIME,
+                data=data,
+                data_base64=False,
+            )
+        )
+        event = {"oneOf": events}
+        return described({_STRUCTURED: event, _BATCH: {"type": "array", "items": event}})
+
     def _receive(self, request: Request) -> WebhookResult:
         """One CloudEvent, or a batch of them."""
         media = _essence(request.headers.get("content-type", ""))
-        if media == "application/cloudevents+json":
+        if media == _STRUCTURED:
             return self._structured(request.json(), "$")
-        if media == "application/cloudevents-batch+json":
+        if media == _BATCH:
             batch = request.json(list)
-            return [self._structured(event, f"$[{index}]") for index, event in enumerate(batch)]
+            return [self._batched(event, f"$[{index}]") for index, event in enumerate(batch)]
         if media.startswith("application/cloudevents"):
             raise UnsupportedMedia(
                 f"CloudEvents as {media} are not supported; send JSON, or the binary content mode"
@@ -66,9 +97,16 @@ class CloudEventsSource(TypedSource):
             attributes["datacontenttype"] = media
         return self._typed_event(attributes, _data(attributes, request.body), "$")
 
+    def _batched(self, event: Any, place: str) -> TypedEvent | InvalidItem:
+        try:
+            return self._structured(event, place)
+        except ValidationError as error:
+            return InvalidItem(msgspec.json.encode([event]), error)
+
     def _structured(self, event: Any, place: str) -> TypedEvent:
         if not isinstance(event, dict):
             raise invalid_body("an object is needed", place)
+        event = dict(event)
         data, binary = event.pop("data", None), event.pop("data_base64", None)
         if binary is not None:
             if data is not None:

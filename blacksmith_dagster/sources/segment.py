@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeAlias, Unpack
 
 import msgspec
 
+from blacksmith_dagster.errors import BadRequest, ValidationError
 from blacksmith_dagster.pipeline.access import WriteKey
-from blacksmith_dagster.pipeline.event import TypedEvent
+from blacksmith_dagster.pipeline.event import InvalidItem, TypedEvent
 from blacksmith_dagster.pipeline.source import Source, SourceEvent, SourceProperties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.redaction import Secret
-from blacksmith_dagster.sources.senders import as_secrets, invalid_body, parse_time, with_auth
+from blacksmith_dagster.sources.senders import (
+    KEY,
+    TEXT,
+    TIME,
+    as_secrets,
+    described,
+    invalid_body,
+    json_object,
+    parse_time,
+    with_auth,
+)
 
 _Message: TypeAlias = dict[str, Any]
 
@@ -46,8 +59,9 @@ class SegmentSource(Source):
     context, as `{"headers": {"AnonymousId": ...}}`. `sent_at` is `timestamp`, corrected for the sender's
     clock as Segment does it: the time of arrival - (`sentAt` - `timestamp`).
 
-    A batch is ingested completely or not at all: one bad message rejects it with 422 and its place,
-    unless `on_invalid="quarantine"`. The response is 200 `{"success": true}`.
+    A message that is not valid goes to quarantine, and the others of its batch are ingested: Segment's
+    libraries drop a batch that is rejected. With `on_invalid="reject"` it rejects its batch with 422.
+    The response is 200 `{"success": true}`.
 
     >>> segment = SegmentSource("shop", write_key=Secret("SEGMENT_KEY"))
     >>> segment.track.path
@@ -55,6 +69,8 @@ class SegmentSource(Source):
 
     Raises `DeclarationError`.
     """
+
+    on_invalid = "quarantine"
 
     def __init__(
         self,
@@ -72,10 +88,17 @@ class SegmentSource(Source):
         self.screen: SourceEvent[_Message, Any, Any] = self.child("screen")
         self.group: SourceEvent[_Message, Any, Any] = self.child("group")
         self.alias: SourceEvent[_Message, Any, Any] = self.child("alias")
-        readers = {type_: self._reader(type_) for type_ in _REQUIRED} | {"batch": self._batch}
-        for endpoint, reader in readers.items():
+        messages = {type_: _message_schema(type_) for type_ in _REQUIRED}
+        batch = {"type": "array", "items": {"oneOf": [*messages.values()]}}
+        endpoints = {
+            **{type_: (self._reader(type_), messages[type_]) for type_ in _REQUIRED},
+            "batch": (self._batch, json_object(("batch",), batch=batch, sentAt=TIME)),
+        }
+        for endpoint, (reader, schema) in endpoints.items():
+            describe = partial(described, {"application/json": schema})
             for segment in (endpoint, endpoint[0]):
-                self.webhook(HTTP(f"{path}/{segment}"), response=_SUCCESS)(reader)
+                on = HTTP(f"{path}/{segment}")
+                self.webhook(on, response=_SUCCESS, describe=describe)(reader)
 
     def _reader(self, type_: str) -> Callable[[Request], WebhookResult]:
         def read(request: Request) -> TypedEvent:
@@ -87,19 +110,33 @@ class SegmentSource(Source):
 
         return read
 
-    def _batch(self, request: Request) -> Sequence[TypedEvent]:
+    def _batch(self, request: Request) -> Sequence[TypedEvent | InvalidItem]:
         """Messages of Segment's HTTP tracking API."""
-        body = request.json(dict)
+        is_json = True
+        try:
+            body = request.json(dict)
+        except (BadRequest, ValidationError):
+            body, is_json = _not_quite_json(request), False
         messages = body.get("batch")
         if not isinstance(messages, list):
+            if not is_json:
+                request.json(dict)
             raise invalid_body("an array is needed", "$.batch")
         received_at = _received_at(request)
         sent_at = parse_time(body.get("sentAt"), "$.sentAt")
         shared = {**_kept(request), **_object(body, "context", "$")}
-        return [
-            self._typed_event(message, f"$.batch[{index}]", received_at, sent_at, shared)
-            for index, message in enumerate(messages)
-        ]
+        events: list[TypedEvent | InvalidItem] = []
+        for index, message in enumerate(messages):
+            place = f"$.batch[{index}]"
+            sent = dict(message) if isinstance(message, dict) else message
+            try:
+                if not is_json:
+                    _check_numbers(message, place)
+                events.append(self._typed_event(message, place, received_at, sent_at, shared))
+            except ValidationError as error:
+                alone = json.dumps({**body, "batch": [sent]}).encode()
+                events.append(InvalidItem(alone, error))
+        return events
 
     def _typed_event(
         self,
@@ -167,6 +204,36 @@ class _WriteKeyField(msgspec.Struct):
 
 
 _decode_key = msgspec.json.Decoder(_WriteKeyField).decode
+
+
+def _message_schema(type_: str) -> Mapping[str, Any]:
+    """The JSON Schema of a message that has its type."""
+    fields = {
+        **dict.fromkeys(("userId", "anonymousId", *_REQUIRED[type_]), TEXT),
+        "type": {"const": type_},
+        "messageId": KEY,
+        "timestamp": TIME,
+        "sentAt": TIME,
+        "context": {"type": "object"},
+    }
+    whose = [{"required": ["userId"]}, {"required": ["anonymousId"]}]
+    return {**json_object(("type", *_REQUIRED[type_]), **fields), "anyOf": whose}
+
+
+def _not_quite_json(request: Request) -> dict[str, Any]:
+    """A body whose only fault is that it has NaN or infinite numbers: libraries in Python send them."""
+    try:
+        body = json.loads(request.body)
+    except (ValueError, RecursionError):
+        body = None
+    return body if isinstance(body, dict) else request.json(dict)
+
+
+def _check_numbers(message: Any, place: str) -> None:
+    try:
+        json.dumps(message, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise invalid_body("JSON has no NaN and no infinite numbers", place) from error
 
 
 def _object(body: Mapping[str, Any], field: str, place: str) -> Mapping[str, Any]:

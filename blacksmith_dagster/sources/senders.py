@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeVar, Unpack, overload
+
+import msgspec
 
 from blacksmith_dagster.errors import BadRequest, DeclarationError, Reject, ValidationError
 from blacksmith_dagster.pipeline.access import Auth
+from blacksmith_dagster.pipeline.limits import DEFAULT, Limits
 from blacksmith_dagster.pipeline.model import JSONSchema
 from blacksmith_dagster.pipeline.signatures import (
     GitHubSignature,
@@ -33,10 +38,47 @@ _Signature: TypeAlias = (
 )
 
 _OTHERS = "*"
+# GitHub sends up to 25 MB, of any number of keys: a key takes four bytes at least.
+_GITHUB_BYTES = 25 * 1024 * 1024
+_DECODED_BYTES = 1024 * 1024
+_GITHUB_LIMITS = Limits(_GITHUB_BYTES, _GITHUB_BYTES, keys=_GITHUB_BYTES // 4).inherit(DEFAULT)
 
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 _FORM = "application/x-www-form-urlencoded"
 _GITHUB_PREFIX = "x-github-"
+
+
+TEXT: Mapping[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "pattern": "^[^\\u0000]+$",
+}
+"""JSON Schema of a text that a database can store."""
+KEY: Mapping[str, Any] = {**TEXT, "maxLength": 512}
+TIME: Mapping[str, Any] = {"type": "string", "format": "date-time"}
+_MILLISECONDS = 100_000_000_000  # as seconds, the year 5138
+_LAST_SECOND = _MILLISECONDS - 1
+
+
+def json_object(required: Sequence[str], **properties: Any) -> Mapping[str, Any]:
+    """The JSON Schema of an object, which may have other fields too."""
+    return {"type": "object", "required": [*required], "properties": properties}
+
+
+def described(
+    content: Mapping[str, Any], headers: Mapping[str, Any] = MappingProxyType({})
+) -> Mapping[str, Any]:
+    """Schemas of bodies by media type, and of headers, as fields of an OpenAPI Operation Object."""
+    return {
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "schema": schema}
+            for name, schema in headers.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {media: {"schema": schema} for media, schema in content.items()},
+        },
+    }
 
 
 class TypedSource(Source, ABC):
@@ -52,7 +94,8 @@ class TypedSource(Source, ABC):
     def __init__(self, name: str, **properties: Unpack[SourceProperties]) -> None:
         super().__init__(name, **properties)
         self._types: dict[str, AnySourceEvent] = {}
-        self.webhook(HTTP(f"/v1/{self.name}"), response=self._response)(self._receive)
+        on = HTTP(f"/v1/{self.name}")
+        self.webhook(on, response=self._response, describe=self._describe)(self._receive)
 
     @overload
     def on(
@@ -110,6 +153,21 @@ class TypedSource(Source, ABC):
     def _receive(self, request: Request) -> WebhookResult:
         """The events of a request, or a reply. Raises `RequestError`."""
 
+    @abstractmethod
+    def _describe(self) -> Mapping[str, Any]:
+        """The parameters and the body of a request, in OpenAPI."""
+
+    def _bodies_by_type(
+        self, body: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
+    ) -> Sequence[Mapping[str, Any]]:
+        """The schemas of the bodies of each type: `body` takes those of the type and of its data."""
+        named = [declared for declared in self._types if declared != _OTHERS]
+        bodies = [body({"const": name}, self._types[name].schema) for name in named]
+        if _OTHERS in self._types:
+            others = {**TEXT, "not": {"enum": named}}
+            bodies.append(body(others, self._types[_OTHERS].schema))
+        return bodies
+
     def _source_event(self, type: str) -> AnySourceEvent:
         source_event = self._types.get(type) or self._types.get(_OTHERS)
         if source_event is None:
@@ -146,7 +204,8 @@ class GitHubSource(SignedSource):
 
     `X-GitHub-Event` is the type, `X-GitHub-Delivery` the key. The event's data is the payload, its
     context the other headers that begin with `X-GitHub-`, as `event`, `hook_id`, `enterprise_host` and
-    so on. A `ping` that is not declared gets a 200, and is not stored.
+    so on. A `ping` that is not declared gets a 200, and is not stored. Payloads may have 25 MiB, the
+    most that GitHub sends.
 
     >>> github = GitHubSource("github", secret=Secret("GITHUB_SECRET"))
     >>> pushed = github.on("push")
@@ -157,6 +216,16 @@ class GitHubSource(SignedSource):
     """
 
     _signature = GitHubSignature
+    limits = _GITHUB_LIMITS
+
+    def _describe(self) -> Mapping[str, Any]:
+        events = [*self._bodies_by_type(lambda type, _: type), {"const": "ping"}]
+        payload = json_object(
+            ("payload",), payload={"type": "string", "contentMediaType": "application/json"}
+        )
+        content = {"application/json": json_object(()), _FORM: payload}
+        headers = {"X-GitHub-Event": {"anyOf": events}, "X-GitHub-Delivery": KEY}
+        return described(content, headers)
 
     def _receive(self, request: Request) -> WebhookResult:
         """A delivery of a GitHub webhook."""
@@ -169,9 +238,9 @@ class GitHubSource(SignedSource):
             payload = request.form().get("payload")
             if payload is None:
                 raise Reject("the form has no field payload")
-            data = decode_body(payload.encode(), dict)
+            data = _json_object_in(payload.encode())
         else:
-            data = request.json(dict)
+            data = _json_object_in(request.body)
         context = {
             name.removeprefix(_GITHUB_PREFIX).replace("-", "_"): value
             for name, value in request.headers.items()
@@ -198,6 +267,19 @@ class StripeSource(SignedSource):
     """
 
     _signature = StripeSignature
+
+    def _describe(self) -> Mapping[str, Any]:
+        bodies = self._bodies_by_type(
+            lambda type, data: json_object(
+                ("id", "type"),
+                id=KEY,
+                type=type,
+                created={"type": "integer", "minimum": 0, "maximum": _LAST_SECOND},
+                api_version=TEXT,
+                data=data,
+            )
+        )
+        return described({"application/json": {"oneOf": bodies}})
 
     def _receive(self, request: Request) -> WebhookResult:
         """An event of Stripe."""
@@ -233,6 +315,21 @@ class SlackSource(SignedSource):
 
     _signature = SlackSignature
     _response = Reply(200)
+
+    def _describe(self) -> Mapping[str, Any]:
+        handshake = json_object(
+            ("type", "challenge"), type={"const": "url_verification"}, challenge=TEXT
+        )
+        callbacks = self._bodies_by_type(
+            lambda type, data: json_object(
+                ("type", "event", "event_id"),
+                type={"const": "event_callback"},
+                event={"allOf": [json_object(("type",), type=type), data]},
+                event_id=KEY,
+                event_time={"type": "integer", "minimum": 0, "maximum": _LAST_SECOND},
+            )
+        )
+        return described({"application/json": {"oneOf": [handshake, *callbacks]}})
 
     def _receive(self, request: Request) -> WebhookResult:
         """A request of Slack's Events API."""
@@ -275,21 +372,40 @@ class StandardWebhooksSource(SignedSource):
 
     _signature = StandardWebhooksSignature
 
+    def _describe(self) -> Mapping[str, Any]:
+        bodies = self._bodies_by_type(
+            lambda type, data: json_object(("type", "data"), type=type, timestamp=TIME, data=data)
+        )
+        return described({"application/json": {"oneOf": bodies}})
+
     def _receive(self, request: Request) -> WebhookResult:
         """A webhook in the format of Standard Webhooks."""
+        sender = "webhook" if "webhook-id" in request.headers else "svix"
         body: dict[str, Any] = request.json(dict)
         source_event = self._source_event(text_field(body, "type"))
         if "data" not in body:
             raise invalid_body("a value is needed", "$.data")
         timestamp: Any = body.get("timestamp")
         if not isinstance(timestamp, str):
-            timestamp = int(_header(request, "webhook-timestamp"))
+            timestamp = int(_header(request, f"{sender}-timestamp"))
         return source_event.of(
             body.pop("data"),
-            key=_header(request, "webhook-id"),
+            key=_header(request, f"{sender}-id"),
             sent_at=parse_time(timestamp, "$.timestamp"),
             context=body,
         )
+
+
+def _json_object_in(body: bytes) -> dict[str, Any] | msgspec.Raw:
+    """A payload of GitHub: a large one as it was sent, because decoded it takes five times the memory.
+
+    Raises `RequestError`.
+    """
+    if len(body) <= _DECODED_BYTES or not body.lstrip().startswith(b"{"):
+        payload: dict[str, Any] = decode_body(body, dict)
+        return payload
+    decode_body(body, msgspec.Raw)
+    return msgspec.Raw(body)
 
 
 def with_auth(auth: Auth, name: str, properties: SourceProperties) -> SourceProperties:
@@ -326,17 +442,24 @@ def text_field(body: Mapping[str, Any], field: str, place: str = "$") -> str:
 
 
 def parse_time(value: Any, place: str) -> datetime | None:
-    """A time from seconds since 1970 or ISO 8601 text, in UTC if it names no zone; `None` for `None`.
+    """A time from seconds since 1970, ISO 8601 or RFC 1123 text, in UTC if it names no zone; `None` for
+    `None`. A number of 12 digits or more is in milliseconds.
 
     Raises `ValidationError`.
     """
     if value is None:
         return None
     try:
-        if isinstance(value, int):
-            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            seconds = value / 1000 if abs(value) >= _MILLISECONDS else value
+            return datetime.fromtimestamp(seconds, UTC)
         if isinstance(value, str):
-            time = datetime.fromisoformat(value.upper())
+            is_rfc_1123 = value[:3].isalpha()
+            time = (
+                parsedate_to_datetime(value)
+                if is_rfc_1123
+                else datetime.fromisoformat(value.upper())
+            )
             return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
     except (ValueError, OverflowError, OSError):
         pass

@@ -324,9 +324,16 @@ def test_a_right_path_is_accepted(path: str) -> None:
     assert HTTP(path).path == path
 
 
-@pytest.mark.parametrize("method", ["GET", "DELETE", "post", "", None])
+@pytest.mark.parametrize("method", ["HEAD", "DELETE", "post", "", None])
 def test_a_wrong_method_is_refused(method: Any) -> None:
-    refused(HTTP, "/flights", method, says=f"method={method!r}", fix="one of PATCH, POST, PUT")
+    refused(HTTP, "/flights", method, says=f"method={method!r}", fix="one of GET, PATCH, POST, PUT")
+
+
+def test_an_event_on_a_get_needs_a_function() -> None:
+    where = HTTP("/departed", method="GET")
+    refused(
+        Source("airport").accept, "departed", on=where, says="needs a function", fix="decorate one"
+    )
 
 
 def test_an_event_needs_a_trigger() -> None:

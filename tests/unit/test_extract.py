@@ -17,10 +17,12 @@ from blacksmith_dagster import (
     Event,
     Flow,
     Limits,
+    Message,
     Reject,
     Reply,
     Request,
     Source,
+    Subscription,
 )
 from blacksmith_dagster.errors import (
     BadRequest,
@@ -201,9 +203,7 @@ def test_errors_of_the_function_pass() -> None:
         b'{"a": "\\ud800"}',
         b'"a\x00b"',
         b'"a\nb"',
-        b"\xef\xbb\xbf{}",
         b"'a'",
-        "{}".encode("utf-16"),
     ],
 )
 def test_what_is_not_json_is_rejected(body: bytes) -> None:
@@ -380,3 +380,99 @@ def test_when_that_raises_makes_the_job_with_its_error() -> None:
     extract = accepting(flows=[lambda e: Flow(e, when=lambda event: event.data["no\0"] > 1)])
     (event,) = events(extract(Request(b"{}")))
     assert list(event.jobs) == [NewJob("lake/e0", "KeyError: 'no\\x00'")]
+
+
+# -------------------------------------------------------------------- byte order marks
+
+TEXT = '{"a": "é"}'
+MARKED = {
+    "utf-8": b"\xef\xbb\xbf" + TEXT.encode(),
+    "utf-16-le": b"\xff\xfe" + TEXT.encode("utf-16-le"),
+    "utf-16-be": b"\xfe\xff" + TEXT.encode("utf-16-be"),
+    "utf-32-le": b"\xff\xfe\0\0" + TEXT.encode("utf-32-le"),
+    "utf-32-be": b"\0\0\xfe\xff" + TEXT.encode("utf-32-be"),
+}
+
+
+@pytest.mark.parametrize("mark", MARKED)
+@pytest.mark.parametrize("media", ["application/json", "application/x-ndjson", "text/plain", ""])
+def test_byte_order_marks(mark: str, media: str) -> None:
+    request = Request(MARKED[mark], {"content-type": media})
+    (event,) = calling(lambda request: Event(request.json()))(request).events
+    assert msgspec.json.decode(event.payload) == {"a": "é"}
+    if media != "text/plain":
+        (accepted,) = accepting()(request).events
+        assert accepted.payload == TEXT
+    assert Request(MARKED[mark]).json() == {"a": "é"}
+
+
+def test_byte_order_marks_of_arrays_and_lines_are_taken() -> None:
+    bodies = {"application/json": "[1, 2]", "application/x-ndjson": "1\n2\n"}
+    for media, text in bodies.items():
+        for body in (b"\xef\xbb\xbf" + text.encode(), text.encode("utf-16")):
+            extracted = accepting()(Request(body, {"content-type": media}))
+            assert [event.payload for event in extracted.events] == ["1", "2"]
+
+
+def test_byte_order_marks_of_messages_and_forms_are_taken() -> None:
+    source = Source("shop")
+    event = source.accept("ordered", on=Subscription("orders"))
+    app = Blacksmith(sources=[source], destinations=[])
+    (stored,) = Extractor(app, event).extract(Message(MARKED["utf-8"])).events
+    assert stored.payload == TEXT
+    form = Request("\ufeffa=1&b=2".encode(), {"content-type": "application/x-www-form-urlencoded"})
+    assert form.form() == {"a": "1", "b": "2"}
+
+
+def test_byte_order_marks_that_lie_are_named() -> None:
+    with pytest.raises(BadRequest, match="not in the encoding of its byte order mark"):
+        accepting()(Request(b"\xff\xfe{", {"content-type": "application/json"}))
+    image = b"\xff\xfe\x01"
+    (event,) = calling(lambda request: Event(request.body.hex()))(
+        Request(image, {"content-type": "image/x-own"})
+    ).events
+    assert event.payload == '"fffe01"'
+
+
+def test_limits_hold_behind_a_byte_order_mark() -> None:
+    deep = "[" * 70 + "]" * 70
+    for media in ("application/json", "text/plain"):
+        with pytest.raises(Unprocessable, match="nested deeper"):
+            calling(lambda request: Event(request.json()))(
+                Request(f'{{"a": {deep}}}'.encode("utf-16"), {"content-type": media})
+            )
+
+
+# -------------------------------------------------------------------- which item is wrong
+
+
+def refusing(request: Request) -> Event[Any]:
+    data = request.json(dict[str, int])
+    if data["n"] < 0:
+        raise Reject("n is below 0")
+    return Event(data)
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        ('{"n": -1}', "item 2: n is below 0"),
+        ('{"n": "x"}', "item 2: the body does not fit: Expected `int`"),
+        ("[]", "item 2: the body does not fit: Expected `object`"),
+        (f'{{"n": 1, "deep": {"[" * 70}{"]" * 70}}}', "item 2: an event is nested deeper"),
+        (f'{{"n": 1, "long": "{"x" * 300}"}}', "item 2: an event of 320 bytes is over the limit"),
+    ],
+    ids=["reject", "model", "kind", "depth", "size"],
+)
+def test_array_refusal_names_the_item(item: str, says: str) -> None:
+    extract = calling(refusing, Limits(event_bytes=300))
+    for media, body in (
+        ("application/json", f'[{{"n": 1}}, {item}, {{"n": 2}}]'),
+        ("application/x-ndjson", f'{{"n": 1}}\n{item}\n{{"n": 2}}'),
+    ):
+        with pytest.raises(RequestError) as refused:
+            extract(Request(body.encode(), {"content-type": media}))
+        assert str(refused.value).startswith(says)
+    with pytest.raises(RequestError) as refused:
+        extract(Request(item.encode(), {"content-type": "application/x-ndjson"}))
+    assert not str(refused.value).startswith("item")

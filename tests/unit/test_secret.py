@@ -181,3 +181,47 @@ def test_no_secret_is_lost_when_several_are_revealed_at_once() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert len(redaction._hidden) == 400
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:p%40ssw0rd@db/x",
+        "amqp://p%40ssw0rd:p%40ssw0rd@mq",
+        "kafka://u:p%40ssw0rd@k1,k2",
+    ],
+)
+def test_the_password_of_a_revealed_url_is_masked_by_itself(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redaction, "_hidden", ())
+    monkeypatch.setenv("DB_URL", url)
+    Secret("DB_URL").reveal()
+    shown = clean(f"{url}: login failed for p@ssw0rd (p%40ssw0rd)")
+    assert "ssw0rd" not in shown
+    assert "login failed" in shown
+    redaction.hide("http://[not a url")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NO_PROXY", "localhost,fd00::/8"),
+        ("no_proxy", "2001:db8::/32"),
+        ("NO_PROXY", "[::1]"),
+        ("HTTPS_PROXY", "ftp://me:p4ssword@proxy.example"),
+        ("ALL_PROXY", "socks5://me:p4ssword@proxy.example"),
+        ("SSL_CERT_FILE", "/no/such/file"),
+    ],
+)
+def test_unreadable_no_proxy_is_reported(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("NO_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.lower(), raising=False)
+    HTTPDestination("alerts", url=Secret("ALERTS_URL"))
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=rf"environment variable {name} \(") as reported:
+        HTTPDestination("alerts", url=Secret("ALERTS_URL"))
+    assert "p4ssword" not in str(reported.value)

@@ -26,6 +26,11 @@ BODY = b'{"id": "evt_1", "amount": 1200}'
 WINDOW = 300
 
 
+def svix(secret: str, body: bytes, at: int) -> dict[str, str]:
+    headers = standard_webhooks(secret, body, at)
+    return {name.replace("webhook", "svix"): value for name, value in headers.items()}
+
+
 @dataclass
 class Scheme:
     """How a signature is declared, and how it is made."""
@@ -38,6 +43,7 @@ class Scheme:
 
 SCHEMES = {
     "standard webhooks": Scheme(StandardWebhooksSignature, standard_webhooks, secrets=WHSEC),
+    "svix": Scheme(StandardWebhooksSignature, svix, secrets=WHSEC),
     "github": Scheme(GitHubSignature, github, timed=False),
     "stripe": Scheme(StripeSignature, stripe_header),
     "slack": Scheme(SlackSignature, slack),

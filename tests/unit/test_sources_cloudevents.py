@@ -10,7 +10,6 @@ import pytest
 from blacksmith_dagster import Request
 from blacksmith_dagster.errors import (
     BadRequest,
-    Reject,
     RequestError,
     UnsupportedMedia,
     ValidationError,
@@ -167,9 +166,10 @@ def test_attributes_are_checked(orders: CloudEventsSource, changed: Any, says: s
     with pytest.raises(ValidationError) as rejected:
         receive(orders, cloud_event(**changed), STRUCTURED)
     assert says in str(rejected.value)
-    with pytest.raises(ValidationError) as rejected:
-        receive(orders, [cloud_event(), cloud_event(**changed)], BATCH)
-    assert says.replace("`$.", "`$[1].") in str(rejected.value)
+    _, bad = receive(orders, [cloud_event(), cloud_event(**changed)], BATCH)
+    assert says.replace("`$.", "`$[1].") in str(bad.error)
+    (alone,) = receive(orders, msgspec.json.decode(bad.body), BATCH)
+    assert says.replace("`$.", "`$[0].") in str(alone.error)
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,10 @@ def test_attributes_are_checked(orders: CloudEventsSource, changed: Any, says: s
         (b"{}", {"content-type": "application/json"}, BadRequest, "this is not a CloudEvent"),
         (b"", {}, BadRequest, "no header ce-specversion"),
         (b"<e/>", {"content-type": "application/cloudevents+xml"}, UnsupportedMedia, "send JSON"),
-        (b"[1]", {"content-type": BATCH}, ValidationError, r"at `\$\[0\]`"),
         (b"{}", {"content-type": BATCH}, ValidationError, "Expected `array`"),
         (b"[]", {"content-type": STRUCTURED}, ValidationError, "an object is needed"),
-        (b"{", {"content-type": STRUCTURED}, Reject, "does not fit"),
-        (b"\xff", {"content-type": STRUCTURED}, Reject, "does not fit"),
+        (b"{", {"content-type": STRUCTURED}, BadRequest, "is not JSON"),
+        (b"\xff", {"content-type": STRUCTURED}, BadRequest, "is not JSON"),
     ],
 )
 def test_what_is_no_cloud_event_is_rejected(
@@ -198,7 +197,7 @@ def test_what_is_no_cloud_event_is_rejected(
 
 @pytest.mark.parametrize(
     ("body", "media", "error"),
-    [(b"{", "application/json", Reject), (b"\xff", "text/plain", BadRequest)],
+    [(b"{", "application/json", BadRequest), (b"\xff", "text/plain", BadRequest)],
 )
 def test_data_that_is_not_what_it_says_is_rejected(
     orders: CloudEventsSource, body: bytes, media: str, error: type[RequestError]

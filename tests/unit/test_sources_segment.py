@@ -8,8 +8,14 @@ import msgspec
 import pytest
 
 from blacksmith_dagster import Request, Secret
-from blacksmith_dagster.errors import DeclarationError, Reject, Unauthorized, ValidationError
-from blacksmith_dagster.pipeline.event import Event
+from blacksmith_dagster.errors import (
+    BadRequest,
+    DeclarationError,
+    RequestError,
+    Unauthorized,
+    ValidationError,
+)
+from blacksmith_dagster.pipeline.event import Event, InvalidItem, TypedEvent
 from blacksmith_dagster.sources import SegmentSource
 
 ARRIVAL = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -152,9 +158,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changed", "at"), WRONG)
 def test_one_bad_event_in_a_batch(shop: SegmentSource, changed: dict[str, Any], at: str) -> None:
     batch = [message(), message(**changed), message()]
-    with pytest.raises(ValidationError) as rejected:
-        send(shop, "/v1/batch", {"batch": batch})
-    assert f"at `$.batch[1]{at}`" in str(rejected.value)
+    first, bad, third = send(shop, "/v1/batch", {"batch": batch})
+    assert isinstance(first, TypedEvent)
+    assert isinstance(third, TypedEvent)
+    assert isinstance(bad, InvalidItem)
+    assert f"at `$.batch[1]{at}`" in str(bad.error)
+    (alone,) = send(shop, "/v1/batch", msgspec.json.decode(bad.body))
+    assert f"at `$.batch[0]{at}`" in str(alone.error)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +172,6 @@ def test_one_bad_event_in_a_batch(shop: SegmentSource, changed: dict[str, Any], 
     [
         ({}, "$.batch"),
         ({"batch": {}}, "$.batch"),
-        ({"batch": [message(), 7]}, "$.batch[1]"),
         ({"batch": [], "sentAt": "noon"}, "$.sentAt"),
         ({"batch": [], "context": []}, "$.context"),
     ],
@@ -178,11 +187,36 @@ def test_call_of_another_kind_than_its_path_is_rejected(shop: SegmentSource) -> 
         send(shop, "/v1/track", message("page"))
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[]", b"7"])
-def test_body_that_is_no_object_is_rejected(shop: SegmentSource, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"", BadRequest),
+        (b"{", BadRequest),
+        (b"\xff", BadRequest),
+        (b"[]", ValidationError),
+        (b"7", ValidationError),
+        (b"[NaN]", BadRequest),
+        (b'{"a": NaN', BadRequest),
+    ],
+)
+def test_body_that_is_no_object_is_rejected(
+    shop: SegmentSource, body: bytes, error: type[RequestError]
+) -> None:
     for webhook in shop.webhooks:
-        with pytest.raises(Reject, match="does not fit"):
+        with pytest.raises(error):
             webhook.function(Request(body))
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_json_lacks_fails_its_message_only(shop: SegmentSource, number: str) -> None:
+    good, bad = msgspec.json.encode(message()).decode(), f'{{"type": "track", "price": {number}}}'
+    (webhook,) = [webhook for webhook in shop.webhooks if webhook.on.path == "/v1/batch"]
+    body = f'{{"batch": [{good}, {bad}, {good}]}}'.encode()
+    first, invalid, third = webhook.function(Request(body))
+    assert isinstance(first, TypedEvent)
+    assert isinstance(third, TypedEvent)
+    assert isinstance(invalid, InvalidItem)
+    assert "no infinite numbers - at `$.batch[1]`" in str(invalid.error)
 
 
 # ------------------------------------------------------------------------------ the write key

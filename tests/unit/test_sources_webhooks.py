@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from blacksmith_dagster import Reply, Request, Secret
-from blacksmith_dagster.errors import Reject, ValidationError
+from blacksmith_dagster.errors import BadRequest, Reject, ValidationError
 from blacksmith_dagster.pipeline.event import Event, TypedEvent
 from blacksmith_dagster.sources import (
     GitHubSource,
@@ -80,7 +80,7 @@ def test_github_payload_in_a_form(github: GitHubSource) -> None:
     assert function(Request(body, headers)).event.data == {"ref": "für & =main"}
     with pytest.raises(Reject, match="the form has no field payload"):
         function(Request(b"other=1", headers))
-    with pytest.raises(Reject, match="does not fit"):
+    with pytest.raises(BadRequest, match="not JSON"):
         function(Request(b"payload=not json", headers))
 
 
