@@ -184,6 +184,7 @@ def databases(postgres: Postgres) -> Iterator[dict[str, str]]:
         postgres.drop_database(url)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_compose_commands_carry_an_event(
     databases: dict[str, str], alerts: Receiver, tmp_path: Path

@@ -42,8 +42,8 @@ def lines_of(log: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.splitlines()]
 
 
-def test_json_logs_hold_no_secret(postgres_url: str) -> None:
-    parts = urlsplit(postgres_url)
+def test_json_logs_hold_no_secret(postgres_store_url: str) -> None:
+    parts = urlsplit(postgres_store_url)
     # The server trusts every client, but gets a password all the same.
     address = f"{parts.username}:{CANARY}@{parts.hostname}:{parts.port}"
     url = parts._replace(netloc=address).geturl()

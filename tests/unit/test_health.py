@@ -8,11 +8,9 @@ from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import pytest
 
-from blacksmith_dagster.admin import answering, listen
-from blacksmith_dagster.errors import FencedOut, SettingsError, Timeout, Unavailable
+from blacksmith_dagster.errors import FencedOut, Timeout, Unavailable
 from blacksmith_dagster.gateway import server
 from blacksmith_dagster.scheduler import loader
 from blacksmith_dagster.supervisor import Lease
@@ -97,28 +95,3 @@ def test_a_load_that_hangs_ends_its_thread_though_the_store_records_nothing(
     call.set_running_or_notify_cancel()
     with pytest.raises(Timeout, match="end this process"):
         loader._wait(call, stuck, load, store)
-
-
-def test_the_admin_port_answers_with_the_problems() -> None:
-    problems: list[str] = []
-
-    def ready() -> None:
-        if problems:
-            raise Unavailable("the store does not respond")
-
-    with contextlib.closing(listen("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        with (
-            answering(listener, lambda: problems, ready),
-            httpx.Client(base_url=f"http://127.0.0.1:{port}/health", trust_env=False) as client,
-        ):
-            assert client.get("/live").json() == {"live": True}
-            assert client.get("/ready").json() == {"ready": True}
-            problems.append("loading lake/rows has ended")
-            live, ready_ = client.get("/live"), client.get("/ready")
-            assert (live.status_code, ready_.status_code) == (503, 503)
-            assert live.json() == {"live": False, "problems": ["loading lake/rows has ended"]}
-            assert ready_.json()["problems"] == ["the store does not respond"]
-            assert client.get("/").status_code == 404
-            with pytest.raises(SettingsError, match=r"Address already in use.*--admin-port"):
-                listen("127.0.0.1", port)
