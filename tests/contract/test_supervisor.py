@@ -196,14 +196,14 @@ def test_the_lock_of_a_killed_process_is_free_after_its_time_to_live(
 def test_a_process_that_was_paused_knows_that_it_has_lost(
     connect: Connect, supervisor_url: str
 ) -> None:
-    supervisor = connect()
+    supervisor, other = connect(), connect()
     with holder(supervisor_url) as process:
         lease = _acquire_from_paused(supervisor, process)
         out, _ = process.communicate("\n", timeout=30)
         assert out.split() == ["True", "False"]
         # It released the lock that it believed to hold, which changed nothing for us.
         assert lease.confirm()
-        assert connect().acquire(KEY, "they") is None
+        assert other.acquire(KEY, "they") is None
 
 
 def _acquire_from_paused(supervisor: Supervisor, process: "subprocess.Popen[str]") -> Lease:
