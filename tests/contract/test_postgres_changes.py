@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -523,6 +524,8 @@ def test_partitions_come_as_their_table(url: str, ledger: Ledger) -> None:
 
 
 def test_a_publication_created_by_hand_chooses_rows_and_columns(url: str, ledger: Ledger) -> None:
+    if int(ask(url, "SHOW server_version_num")) < 150_000:
+        pytest.skip("a publication chooses rows and columns from PostgreSQL 15 on")
     run(url, CUSTOMERS, "INSERT INTO customers VALUES (1, 'a', 'secret'), (-1, 'b', 'secret')")
     name = url.rpartition("/")[2]
     run(url, f"CREATE PUBLICATION {name} FOR TABLE customers (id, name) WHERE (id > 0)")
@@ -586,7 +589,7 @@ def test_view_is_not_published(url: str, ledger: Ledger) -> None:
     run(url, "CREATE VIEW seen AS SELECT 1 AS id")
     error = ledger.listen(changes_of(url, "seen"))
     assert isinstance(error, DeclarationError)
-    assert "view" in str(error)
+    assert re.search('views|"seen" is not a table', str(error))  # from 15 on; before
 
 
 @pytest.mark.postgres
