@@ -373,6 +373,7 @@ def test_thousand_slow_bodies(attacked: Attacked) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_slow_heads(attacked: Attacked) -> None:
     address = ("127.0.0.1", attacked.process.port)
     connections = [socket.create_connection(address, 10) for _ in range(300)]

@@ -63,6 +63,7 @@ def test_every_miss_is_reported(receiver: demo.Receiver, tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.nats  # the demo starts it
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM], ids=str)
 def test_no_process_outlives_the_demo(ending: signal.Signals, tmp_path: Path) -> None:
@@ -90,6 +91,7 @@ def test_no_process_outlives_the_demo(ending: signal.Signals, tmp_path: Path) ->
     assert not Path(home).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chosen", ["kafka", "rabbitmq", "postgres"])
 def test_alerts_arrive_at_once_through_the_configured_broker(
     chosen: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -164,6 +164,7 @@ def test_listener_killed_after_commit_before_ack(orders: Orders) -> None:
     first.until(lambda: orders.left() == 0)
 
 
+@pytest.mark.slow
 def test_broker_restarted(orders_on_postgres: Orders, randomly: random.Random) -> None:
     orders = orders_on_postgres
     server = orders.feed.server
@@ -178,6 +179,7 @@ def test_broker_restarted(orders_on_postgres: Orders, randomly: random.Random) -
     orders.judge(process)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("feed", ["kafka"], indirect=True)
 def test_rebalance_under_load(

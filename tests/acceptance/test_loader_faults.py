@@ -145,6 +145,7 @@ def test_transform_that_raises_fails_its_job(store: Store) -> None:
     assert failures == ["ZeroDivisionError: division by zero"] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [True, False], ids=["others_succeed", "nothing_else_comes"])
 def test_poison_among_thousand(store: Store, others: bool) -> None:
     def load(batch: Batch[Any]) -> None:
@@ -205,6 +206,7 @@ def test_new_jobs_are_not_starved_by_retries(store: Store) -> None:
     assert judge(store, "lake/kept", ids, pipeline.loaded).succeeded == set(ids)
 
 
+@pytest.mark.slow
 def test_hundred_thousand_retries_due_at_once(store: Store) -> None:
     failed: set[str] = set()
     all_failed = threading.Event()
@@ -320,6 +322,7 @@ def test_stale_loader_is_fenced(store: Store, store_url: str, recording: Recordi
     assert judge(store, FLIGHTS, ids + more, recording.loaded()).succeeded == {*ids, *more}
 
 
+@pytest.mark.slow
 def test_destination_hangs_past_timeout(store: Store, store_url: str, recording: Recording) -> None:
     jobs = [{"n": n, "hurry": True, "late": True} for n in range(3)]
     ids = accept(store, [*jobs, {**jobs[0], "do": "hang"}])
@@ -337,6 +340,7 @@ def test_destination_hangs_past_timeout(store: Store, store_url: str, recording:
     assert judge(store, ALERTS, ids, recording.loaded(ALERTS)).succeeded == set(ids)
 
 
+@pytest.mark.slow
 def test_job_that_kills_its_process(store: Store, store_url: str, recording: Recording) -> None:
     jobs: list[dict[str, Any]] = [{"n": n} for n in range(8)]
     jobs[5]["do"] = "kill"
@@ -353,6 +357,7 @@ def test_job_that_kills_its_process(store: Store, store_url: str, recording: Rec
     assert "without a result" in job.error
 
 
+@pytest.mark.slow
 def test_received_outcomes_exactly_once(store: Store, store_url: str, recording: Recording) -> None:
     dice = randomness.seeded()
     ids: list[str] = []

@@ -363,6 +363,7 @@ class Runs:
         return done.returncode
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("place", ["in the function", "before the commit", "after the commit"])
 def test_cron_run_killed_keeps_the_cursor(place: str, store_url: str, tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def new_topic() -> str:
     return f"faults-{os.getpid()}-{next(_topics)}"
 
 
+@pytest.mark.slow
 @with_every_broker
 def test_broker_killed_and_restarted_under_load(broker: Backends, system: System) -> None:
     with system:
@@ -115,6 +116,7 @@ def test_broker_killed_and_restarted_under_load(broker: Backends, system: System
     system.judge()
 
 
+@pytest.mark.slow
 @with_every_broker
 def test_broker_down_for_the_whole_run(broker: Backends, system: System, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
@@ -194,6 +196,7 @@ def test_messages_delayed(relayed: tuple[System, Relay]) -> None:
     system.judge()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broker", BROKERS, indirect=True)
 def test_topic_or_queue_deleted(broker: Backends, system: System) -> None:
     with system:
@@ -241,6 +244,7 @@ def test_wrong_credentials_of_the_store_fail_clearly(
     assert WRONG not in process.log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broker", BROKERS, indirect=True)
 def test_slow_broker_never_slows_a_request(broker: Backends) -> None:
     sending, topic = Sending(), new_topic()

@@ -92,6 +92,7 @@ def test_dev_killed_while_its_run_lives_on(deploy: Deploy) -> None:
     assert alerts.overlaps() == []
 
 
+@pytest.mark.slow
 def test_two_daemons_one_loader(deploy: Deploy) -> None:
     alerts = deploy(seconds=0.05, age="20s", notice="15s")
     daemons = [alerts.daemon(), alerts.daemon()]

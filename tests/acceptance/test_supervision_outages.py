@@ -111,6 +111,7 @@ def _ready(server: ConsulServer) -> bool:
     return server.ready()
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 def test_consul_down_for_a_minute(single: ConsulServer, postgres_url: str, tmp_path: Path) -> None:
     """Down for a minute in a soak test, and for five times to live otherwise."""
@@ -206,6 +207,7 @@ def test_status_has_tables_of_services_and_locks(
     assert flights[1:7] == ["0", "5", "0", "0", "0", "5"]  # the last is the lag
 
 
+@pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(120 + 60 * ROUNDS)
 def test_random_rounds(cluster: ConsulCluster, postgres_url: str, tmp_path: Path) -> None:
@@ -331,6 +333,7 @@ class Faults:
         return "a gateway is killed"
 
 
+@pytest.mark.slow
 def test_service_vanishes_and_is_deregistered(vanished: Callable[[], Any]) -> None:
     """At the end of the module: Consul takes at least a minute, which passes in the other tests."""
     until(lambda: not any(service.passing for service in vanished()), 20, "nothing is passing")

@@ -485,6 +485,7 @@ def test_stopping_does_not_wait_for_a_slot_that_waits_for_a_transaction(
     assert ledger.cursor == "null"
 
 
+@pytest.mark.slow
 def test_silent_server_is_reported(
     durable_postgres: PostgresServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

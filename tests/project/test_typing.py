@@ -27,6 +27,7 @@ CHECKERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_users_pipeline_is_typed(checker: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", *CHECKERS[checker]]
