@@ -18,7 +18,7 @@ processes that a benchmark starts import this module too."""
 BENCHMARKS = [
     "ingest", "drain", "history", "counts", "replay", "window", "live", "purge", "gateway", "arrays",
     "webhooks", "trust", "cdc", "dagster_run", "sql_destination", "idle", "supervisor", "migrations",
-    "realtime", "sustained", "subscription", "cold", "warm", "naive",
+    "realtime", "sustained", "subscription", "quarantine", "cold", "warm", "naive",
 ]  # fmt: skip
 
 

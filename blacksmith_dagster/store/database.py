@@ -176,6 +176,10 @@ class Database(ABC):
     def set_sequence(self, conn: Connection, seq: int) -> None:
         """Set the sequence, so that the next event gets `seq + 1`."""
 
+    @abstractmethod
+    def quarantine_ids(self, conn: Connection, number: int) -> Sequence[int]:
+        """As many new ids for requests in quarantine."""
+
     # -- names
     def read_names(self) -> None:
         """Read the names of event types and destination events, and the epochs of public ids."""

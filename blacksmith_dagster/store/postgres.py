@@ -114,6 +114,10 @@ class PostgresDatabase(Database):
         conn.execute(text("SELECT setval('event_seq', :seq)"), {"seq": seq})
         conn.exec_driver_sql("SELECT make_partitions()")
 
+    def quarantine_ids(self, conn: Connection, number: int) -> Sequence[int]:
+        ids = text("SELECT nextval('quarantine_id_seq') FROM generate_series(1, :number)")
+        return conn.execute(ids, {"number": number}).scalars().all()
+
     def enter_lane(self, conn: Connection, destination: int, lane: Lane, wanted: int) -> LaneState:
         row = conn.exec_driver_sql(
             "SELECT * FROM enter_lane(%s, %s, %s)", (destination, lane, wanted)

@@ -169,8 +169,11 @@ def insert_all(
     unkeyed = [row for row in rows if row["key"] is None]
     numbers: Iterator[int] = iter(())
     if unkeyed:
-        in_order = insert(quarantine).returning(quarantine.c.id, sort_by_parameter_order=True)
-        numbers = iter(conn.execute(in_order, unkeyed).scalars().all())
+        # With their ids: to return those of many rows in order would cost as much as to insert them.
+        new = database.quarantine_ids(conn, len(unkeyed))
+        numbered = [{**row, "id": number} for row, number in zip(unkeyed, new, strict=True)]
+        conn.execute(insert(quarantine), numbered)
+        numbers = iter(new)
     return [f"qua_{by_place.get(place) or next(numbers)}" for place in places]
 
 

@@ -115,6 +115,10 @@ class SQLiteDatabase(Database):
         conn.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'events'")
         conn.exec_driver_sql("INSERT INTO sqlite_sequence VALUES ('events', ?)", (seq,))
 
+    def quarantine_ids(self, conn: Connection, number: int) -> Sequence[int]:
+        last = int(conn.exec_driver_sql(_LAST_IN_QUARANTINE).scalar() or 0)
+        return range(last + 1, last + 1 + number)
+
     def enter_lane(self, conn: Connection, destination: int, lane: Lane, wanted: int) -> LaneState:
         now = datetime.now(UTC)
         values = {
@@ -254,6 +258,7 @@ _OUTCOME = (
 _GROUP_JOB = (
     "INSERT INTO group_jobs (destination, seq, listing, created, when_error) VALUES (?, ?, ?, ?, ?)"
 )
+_LAST_IN_QUARANTINE = "SELECT seq FROM sqlite_sequence WHERE name = 'quarantine'"
 _SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
 _EVENT = (
     "INSERT INTO events (seq, event_type, received_at, payload, key, context, version, sent_at, parent)"
