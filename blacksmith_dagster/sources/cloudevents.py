@@ -18,9 +18,9 @@ from blacksmith_dagster.sources.senders import (
     KEY,
     TIME,
     TypedSource,
-    described,
     invalid_body,
     json_object,
+    operation_fields,
     parse_time,
     text_field,
 )
@@ -65,7 +65,7 @@ class CloudEventsSource(TypedSource):
             )
         )
         event = {"oneOf": events}
-        return described({_STRUCTURED: event, _BATCH: {"type": "array", "items": event}})
+        return operation_fields({_STRUCTURED: event, _BATCH: {"type": "array", "items": event}})
 
     def _receive(self, request: Request) -> WebhookResult:
         """One CloudEvent, or a batch of them."""

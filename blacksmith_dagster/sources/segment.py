@@ -22,9 +22,9 @@ from blacksmith_dagster.sources.senders import (
     TEXT,
     TIME,
     as_secrets,
-    described,
     invalid_body,
     json_object,
+    operation_fields,
     parse_time,
     with_auth,
 )
@@ -95,7 +95,7 @@ class SegmentSource(Source):
             "batch": (self._batch, json_object(("batch",), batch=batch, sentAt=TIME)),
         }
         for endpoint, (reader, schema) in endpoints.items():
-            describe = partial(described, {"application/json": schema})
+            describe = partial(operation_fields, {"application/json": schema})
             for segment in (endpoint, endpoint[0]):
                 on = HTTP(f"{path}/{segment}")
                 self.webhook(on, response=_SUCCESS, describe=describe)(reader)

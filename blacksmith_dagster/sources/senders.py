@@ -65,7 +65,7 @@ def json_object(required: Sequence[str], **properties: Any) -> Mapping[str, Any]
     return {"type": "object", "required": [*required], "properties": properties}
 
 
-def described(
+def operation_fields(
     content: Mapping[str, Any], headers: Mapping[str, Any] = MappingProxyType({})
 ) -> Mapping[str, Any]:
     """Schemas of bodies by media type, and of headers, as fields of an OpenAPI Operation Object."""
@@ -225,7 +225,7 @@ class GitHubSource(SignedSource):
         )
         content = {"application/json": json_object(()), _FORM: payload}
         headers = {"X-GitHub-Event": {"anyOf": events}, "X-GitHub-Delivery": KEY}
-        return described(content, headers)
+        return operation_fields(content, headers)
 
     def _receive(self, request: Request) -> WebhookResult:
         """A delivery of a GitHub webhook."""
@@ -279,7 +279,7 @@ class StripeSource(SignedSource):
                 data=data,
             )
         )
-        return described({"application/json": {"oneOf": bodies}})
+        return operation_fields({"application/json": {"oneOf": bodies}})
 
     def _receive(self, request: Request) -> WebhookResult:
         """An event of Stripe."""
@@ -329,7 +329,7 @@ class SlackSource(SignedSource):
                 event_time={"type": "integer", "minimum": 0, "maximum": _LAST_SECOND},
             )
         )
-        return described({"application/json": {"oneOf": [handshake, *callbacks]}})
+        return operation_fields({"application/json": {"oneOf": [handshake, *callbacks]}})
 
     def _receive(self, request: Request) -> WebhookResult:
         """A request of Slack's Events API."""
@@ -376,7 +376,7 @@ class StandardWebhooksSource(SignedSource):
         bodies = self._bodies_by_type(
             lambda type, data: json_object(("type", "data"), type=type, timestamp=TIME, data=data)
         )
-        return described({"application/json": {"oneOf": bodies}})
+        return operation_fields({"application/json": {"oneOf": bodies}})
 
     def _receive(self, request: Request) -> WebhookResult:
         """A webhook in the format of Standard Webhooks."""

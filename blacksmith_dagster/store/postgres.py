@@ -68,7 +68,7 @@ class PostgresDatabase(Database):
                 if upgrade:
                     _upgrade(engine, label)
                 with engine.connect() as conn:
-                    schema.check(conn, label)
+                    schema.check_version(conn, label)
             super().__init__(engine, label)
             self.partitions = Partitions(self.reading)
         except BaseException:

@@ -58,7 +58,7 @@ class Store:
         Raises `SchemaOutdated`, `SequenceWentBack` or `Unavailable`.
         """
         with self.database.reading() as conn:
-            schema.check(conn, self.label)  # another process may have upgraded it
+            schema.check_version(conn, self.label)  # another process may have upgraded it
         self.database.read_names()  # another process may have begun a new epoch
         with self.database.reading() as conn:
             highest, last = maintenance.highest_seq(conn), self.database.sequence(conn)

@@ -134,7 +134,6 @@ def attacked(gateway: tuple[GatewayProcess, Store]) -> Iterator[Attacked]:
 
 @pytest.mark.parametrize("path", [ACCEPTED, PARSED])
 def test_not_json(attacked: Attacked, path: str) -> None:
-    status = 400 if path == ACCEPTED else 422
     for body in (
         b"",
         b"{",
@@ -142,9 +141,8 @@ def test_not_json(attacked: Attacked, path: str) -> None:
         b"{'a': 1}",
         b'{"a": 1} x',
         b'{"a": 01}',
-        b"\xef\xbb\xbf{}",
     ):
-        attacked.rejected(status, path, body)
+        attacked.rejected(400, path, body)
     for body in (b"[1, 2", b'[{"a": 1},]', b"[1 2]"):
         assert "not JSON" in attacked.rejected(400, path, body)
     attacked.rejected(415, ACCEPTED, b"a,b\n1,2\n", content_type="text/csv")
@@ -155,7 +153,6 @@ def test_not_json(attacked: Attacked, path: str) -> None:
 
 @pytest.mark.parametrize("path", [ACCEPTED, PARSED])
 def test_invalid_utf8(attacked: Attacked, path: str) -> None:
-    status = 400 if path == ACCEPTED else 422
     bodies = [
         b'{"a": "\xff"}',
         b'{"\xc3": 1}',
@@ -163,17 +160,16 @@ def test_invalid_utf8(attacked: Attacked, path: str) -> None:
         b'"\xc0\x80"',
         b'"\xf5\x80\x80\x80"',
     ]
-    for body in [*bodies, '{"a": 1}'.encode("utf-16")]:
-        attacked.rejected(status, path, body)
+    for body in [*bodies, '{"a": 1}'.encode("utf-16-le")]:
+        attacked.rejected(400, path, body)
     for body in bodies:
-        attacked.rejected(status, path, b'["fine", ' + body + b"]")
+        attacked.rejected(400, path, b'["fine", ' + body + b"]")
 
 
 @pytest.mark.parametrize("path", [ACCEPTED, PARSED])
 def test_nul_in_string(attacked: Attacked, path: str) -> None:
-    status = 400 if path == ACCEPTED else 422
-    attacked.rejected(status, path, b'{"a": "\x00"}')
-    attacked.rejected(status, path, b"\x00")
+    attacked.rejected(400, path, b'{"a": "\x00"}')
+    attacked.rejected(400, path, b"\x00")
     # Escaped as JSON requires, it is a character like any other.
     attacked.kept(path, b'{"wanted":1,"a\\u0000":"\\u0000"}')
     assert "NUL" in attacked.rejected(422, "/inbox/keyed", b'{"key": "a\\u0000b"}')
@@ -181,9 +177,8 @@ def test_nul_in_string(attacked: Attacked, path: str) -> None:
 
 @pytest.mark.parametrize("path", [ACCEPTED, PARSED])
 def test_lone_surrogate(attacked: Attacked, path: str) -> None:
-    status = 400 if path == ACCEPTED else 422
     for text in (rb'"\ud800"', rb'"\udc00x"', rb'"\ud800\ud800"', rb'{"\ud834": 1}'):
-        attacked.rejected(status, path, text)
+        attacked.rejected(400, path, text)
     attacked.kept(
         path,
         rb'{"wanted":1,"a":"\ud83d\ude00"}',
@@ -193,9 +188,8 @@ def test_lone_surrogate(attacked: Attacked, path: str) -> None:
 
 @pytest.mark.parametrize("path", [ACCEPTED, PARSED])
 def test_nan_and_infinity(attacked: Attacked, path: str) -> None:
-    status = 400 if path == ACCEPTED else 422
     for text in (b"NaN", b'{"a": Infinity}', b'{"a": -Infinity}', b'{"a": nan}'):
-        attacked.rejected(status, path, text)
+        attacked.rejected(400, path, text)
     attacked.rejected(400, path, b"[1, NaN]")
     attacked.rejected(422, path, b'{"a": 1e999}')
 

@@ -51,6 +51,7 @@ def fixed(event: Event[dict[str, int]]) -> dict[str, int]:
 @pytest.fixture
 def ids(store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Three events: `mail/thanks` discarded the jobs of two, and one has no job."""
+    keys.clear()
     monkeypatch.setenv("BLACKSMITH_HOME", str(tmp_path))
     monkeypatch.setenv("BLACKSMITH_STORE_URL", store_url)
     with contextlib.closing(open_store(store_url, upgrade=True)) as store:

@@ -61,7 +61,7 @@ def upgrade(conn: Connection, label: str) -> None:
             command.upgrade(config, "head")
 
 
-def check(conn: Connection, label: str) -> None:
+def check_version(conn: Connection, label: str) -> None:
     """Raise `SchemaOutdated` unless this package works with the schema as it is."""
     current, needed = _current(conn), newest()
     if is_behind(current, needed, label):
