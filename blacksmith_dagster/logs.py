@@ -8,10 +8,11 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
+from urllib.parse import unquote
 
 import click
 import msgspec
@@ -57,16 +58,25 @@ class JSONFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": masked(record.getMessage()),
+            "message": _shown(record.getMessage()),
         }
         about = _fields.get()
         for name in FIELDS:
             value = getattr(record, name, None) or about.get(name)
             if value is not None:
-                line[name] = value if isinstance(value, int) else masked(str(value))
+                line[name] = value if isinstance(value, int) else _shown(str(value))
         if record.exc_info and record.exc_info[1]:
-            line["error"] = traced(record.exc_info[1])
+            line["error"] = _encodable(traced(record.exc_info[1]))
         return msgspec.json.encode(line).decode()
+
+
+def _shown(text: str) -> str:
+    return _encodable(masked(text))
+
+
+def _encodable(text: str) -> str:
+    """The text with lone surrogates escaped: a sender's text may have them, and UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
@@ -79,6 +89,14 @@ class _StandardError(logging.StreamHandler):  # type: ignore[type-arg]
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Log that a line cannot be formatted. Logging itself would print its arguments, unmasked."""
+        where = f"{record.pathname}:{record.lineno}"
+        text = f"a log line cannot be written; correct its format or its arguments, in {where}"
+        line = {"time": datetime.now(UTC), "level": "error", "logger": record.name, "message": text}
+        with suppress(OSError, ValueError):
+            sys.stderr.write(msgspec.json.encode(line).decode() + "\n")
 
 
 def set_up_logs() -> None:
@@ -153,11 +171,14 @@ def _hide_passwords() -> None:
             for pattern in _PASSWORDS:
                 for password in pattern.findall(url):
                     hide(password)
+                    hide(unquote(password))
 
 
 def _log_uncaught(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
+    if issubclass(kind, SystemExit):
+        return
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return

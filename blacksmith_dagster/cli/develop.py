@@ -132,7 +132,7 @@ def _check_ui(port: int, *, taken: str | None) -> None:
 def _link_instance_settings(project: Path, home: Path) -> None:
     """Let Dagster find the project's dagster.yaml in its home, unless there is one of its own."""
     link, settings = home / "dagster.yaml", project / "dagster.yaml"
-    if link.is_symlink():
+    if link.is_symlink() and (link.readlink() == settings or not link.exists()):
         link.unlink()
     if settings.exists() and not link.exists():
         link.symlink_to(settings)

@@ -191,6 +191,7 @@ def project_files(
         ".env.example": _env_example(from_, to),
         "dagster.yaml": filled("project/dagster.yaml"),
         ".gitignore": filled("project/gitignore"),
+        ".dockerignore": ".git/\n" + filled("project/gitignore"),
     }
 
 

@@ -24,6 +24,7 @@ PAIRS = [
 """Each source and each destination once: a template does not know what it is combined with."""
 
 FILES = {
+    ".dockerignore",
     ".env",
     ".env.example",
     ".gitignore",
@@ -116,7 +117,8 @@ def test_each_project_has_its_own_secrets(tmp_path: Path) -> None:
         assert secret not in (tmp_path / name / ".env.example").read_text()
         secrets.add(secret)
     assert len(secrets) == 2
-    assert ".env\n" in (tmp_path / "one" / ".gitignore").read_text()
+    for ignored in (".gitignore", ".dockerignore"):
+        assert ".env\n" in (tmp_path / "one" / ignored).read_text()
 
 
 def test_init_refuses_a_folder_that_has_files(tmp_path: Path) -> None:

@@ -135,7 +135,9 @@ def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     folder = next_schema(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(schema, "FOLDER", folder)
+        schema.newest.cache_clear()
         yield folder / "versions" / "next.py"
+    schema.newest.cache_clear()
 
 
 def test_an_upgrade_that_fails_changes_nothing(store_url: str, next_version: Path) -> None:

@@ -9,6 +9,7 @@ code is rejected. The number in the store says all of that, to code that has nev
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,8 +72,10 @@ def check_version(conn: Connection, label: str) -> None:
         )
 
 
+@cache
 def newest() -> SchemaVersion:
-    """This package's version of the schema."""
+    """This package's version of the schema: of the package that runs, should another be installed over
+    it meanwhile."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
     version = SchemaVersion.parse(head or "")
     assert version is not None
