@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from blacksmith_dagster.errors import BlacksmithError, DeclarationError, MissingSecret
 
@@ -26,6 +26,9 @@ _SECRET_NAME = re.compile(
     r"auth|cookie|credential|key|passw|secret|session|signature|token", re.IGNORECASE
 )
 _NOT_SECRET_NAMES = frozenset({":key", "idempotency-key"})
+
+# Drivers differ in where a password with an @ or a / ends.
+_PASSWORDS = (re.compile(r"://[^:/@]*:([^@]+)@"), re.compile(r"://[^:/@]*:(.+)@"))
 
 _hidden: tuple[str, ...] = ()  # longest first: one secret may be a part of another
 _hiding = threading.Lock()
@@ -94,14 +97,11 @@ def hide(secret: str) -> None:
 
 
 def _passwords(url: str) -> Iterator[str]:
-    """The password of a URL, as it is written there and as a driver repeats it, if it has one."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return
-    if password:
-        yield password
-        yield unquote(password)
+    """What may be a password in a URL, as it is written there and as a driver repeats it."""
+    for pattern in _PASSWORDS:
+        for password in pattern.findall(url):
+            yield password
+            yield unquote(password)
 
 
 def describe(error: BaseException) -> str:

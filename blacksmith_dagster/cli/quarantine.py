@@ -125,17 +125,18 @@ def drop(
     Name the IDs, or select by --source, --before and --error, which can be combined.
     """
     selects = any(option is not None for option in (source, before, error))
-    if [bool(ids), selects, everything].count(True) != 1:
+    if [bool(ids), selects, everything].count(True) != 1 or "" in (source, error):
         raise click.UsageError("name the IDs, or give --source, --before, --error, or --all")
     selected = Selection(source=source, before=before, error=error)
     with opened() as backends:
         quarantined = backends.store.quarantine
-        what = ", ".join(ids) or f"{quarantined.size(selected)} requests and messages"
+        numbers = () if ids else quarantined.numbers(selected)
         if not yes:
+            what = ", ".join(ids) or f"{len(numbers)} requests and messages"
             click.confirm(f"Drop {what} for good?", abort=True)
         if ids:
             quarantined.drop(ids)
-        dropped = len(ids) or sum(quarantined.drop_selected(selected))
+        dropped = len(ids) or sum(quarantined.drop_numbers(numbers))
     click.echo(f"{dropped} dropped")
 
 

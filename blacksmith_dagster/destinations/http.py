@@ -39,7 +39,7 @@ _CLIENT_VARIABLES = frozenset(
     {"ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE"}
 )
 _CLIENT_FAULTS: Mapping[type[Exception], frozenset[str]] = {
-    httpx.InvalidURL: frozenset({"NO_PROXY"}),
+    httpx.InvalidURL: _CLIENT_VARIABLES - {"SSL_CERT_FILE"},
     FileNotFoundError: frozenset({"SSL_CERT_FILE"}),
 }
 

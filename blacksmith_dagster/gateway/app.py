@@ -113,6 +113,9 @@ def create_app(
         Route("/_health", Health(store, notifier, supervisor).respond),
         Route("/_openapi.json", serve_openapi),
     ]
+    for route in routes:
+        if route.methods is not None and route.path in methods:
+            route.methods.discard("HEAD")  # Starlette adds it, and would call another endpoint
     fallback = Starlette(
         routes=routes,
         exception_handlers={HTTPException: routing_problem, Exception: internal_problem},

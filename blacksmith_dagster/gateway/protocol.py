@@ -29,7 +29,19 @@ _ONCE = frozenset(
         b"content-type",
         b"host",
         b"idempotency-key",
+        b"stripe-signature",
+        b"svix-id",
+        b"svix-signature",
+        b"svix-timestamp",
         b"transfer-encoding",
+        b"webhook-id",
+        b"webhook-signature",
+        b"webhook-timestamp",
+        b"x-github-delivery",
+        b"x-github-event",
+        b"x-hub-signature-256",
+        b"x-slack-request-timestamp",
+        b"x-slack-signature",
     }
 )
 
@@ -121,9 +133,14 @@ class GatewayProtocol(HttpToolsProtocol):
             for name in sorted(_ONCE):
                 if names.count(name) > 1:
                     return f"the header {name.decode()} came more than once; send it once"
+        if self.parser.should_upgrade():  # the parser would drop the body
+            return "no other protocol is served here; send HTTP/1.1 without the header Upgrade"
         if version == "1.1" and b"host" not in headers:
             return "the header host is missing; send it"
-        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+        encoding = headers.get(b"transfer-encoding")
+        if encoding is not None and version == "1.0":
+            return "HTTP/1.0 has no Transfer-Encoding; send HTTP/1.1"
+        if encoding is not None and encoding.strip().lower() != b"chunked":
             return (
                 "only Transfer-Encoding: chunked is served; compress with Content-Encoding instead"
             )

@@ -38,6 +38,7 @@ VERSION_HEADER = "api-version"
 """The header with the version of those events that name none."""
 
 T = TypeVar("T")
+_KEPT_BYTES, _KEPT_TIMES = 1024 * 1024, 8
 _UNENCODABLE = (TypeError, ValueError, OverflowError, RecursionError)
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -107,10 +108,19 @@ class Extractor:
         request = self._items.without_mark(request)
         events: list[NewEvent] = []
         quarantined: list[RawRequest] = []
+        # Items of a batch are kept with what they share, which may be most of it.
+        kept_bytes, most_kept = 0, _KEPT_BYTES + _KEPT_TIMES * len(request.body)
 
         def quarantine(invalid: InvalidItem, place: int) -> None:
+            nonlocal kept_bytes
             if not self._quarantines_invalid:
                 raise invalid.error
+            kept_bytes += len(invalid.body)
+            if len(quarantined) == REQUEST_EVENTS or kept_bytes > most_kept:
+                raise TooLarge(
+                    f"{len(quarantined)} and more items do not fit {self.event.path}, which is too much "
+                    "to keep in quarantine; send fewer at once"
+                )
             kept = item_of(request, invalid.body, place)
             quarantined.append(raw_request_of(self.event.path, kept, invalid.error))
 
@@ -118,6 +128,7 @@ class Extractor:
         for number, item in enumerate(items, 1):
             # Items in quarantine keep their places, so that the others have the same once it is fixed.
             place = len(events) + len(quarantined) + 1
+            before = len(quarantined)
             try:
                 if self._function is None:
                     events.append(self._accepted(item, place, facts))
@@ -127,13 +138,14 @@ class Extractor:
                     returned = self._function(
                         request if whole else structs.replace(request, body=item)
                     )
+                    if isinstance(returned, Reply) and isinstance(request, Request):
+                        return Extracted([], reply=_checked_reply(self.event.path, returned))
+                    events += self._events_of(returned, len(events), place, facts, quarantine)
                 except RequestError as error:
                     name_item(error, number, items)
                     raise
-                if isinstance(returned, Reply) and isinstance(request, Request):
-                    return Extracted([], reply=_checked_reply(self.event.path, returned))
-                events += self._events_of(returned, len(events), place, facts, quarantine)
             except ValidationError as error:
+                del quarantined[before:]  # they are in the item
                 quarantine(InvalidItem(item, error), place)
         return Extracted(events, quarantined)
 

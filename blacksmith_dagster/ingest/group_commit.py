@@ -106,15 +106,16 @@ class GroupCommit:
 
         Raises `TooManyRequests`.
         """
-        if self._waiting and self._waiting + len(events) > self._capacity:
+        number = len(events) + len(raw_requests)
+        if self._waiting and self._waiting + number > self._capacity:
             raise TooManyRequests(
                 f"{self._waiting} events are waiting to be stored; send this again in a second"
             )
-        self._waiting += len(events)
+        self._waiting += number
         if self._loop is None:  # kept, as looking it up is a system call
             self._loop = asyncio.get_running_loop()
         ids: asyncio.Future[list[str]] = self._loop.create_future()
-        self._queue.put(_Waiting(len(events), [events, *raw_requests], ids))
+        self._queue.put(_Waiting(number, [events, *raw_requests], ids))
         return ids
 
     @property

@@ -128,10 +128,12 @@ def decode_json(body: bytes | str, model: Any) -> Any:
 
 
 def check_json(body: bytes | str) -> None:
-    """Raise `msgspec.DecodeError` or `RecursionError` if a body is not JSON.
+    """Raise `msgspec.DecodeError`, `UnicodeDecodeError` or `RecursionError` if a body is not JSON.
 
     A decoder may find that a body does not fit before it comes to where it is not JSON.
     """
+    if isinstance(body, bytes):
+        body.decode()  # which msgspec leaves out for `Raw`
     _check_json(body)
 
 

@@ -14,6 +14,7 @@ import msgspec
 from blacksmith_dagster.errors import BadRequest, ValidationError
 from blacksmith_dagster.pipeline.access import WriteKey
 from blacksmith_dagster.pipeline.event import InvalidItem, TypedEvent
+from blacksmith_dagster.pipeline.model import without_mark
 from blacksmith_dagster.pipeline.source import Source, SourceEvent, SourceProperties, WebhookResult
 from blacksmith_dagster.pipeline.triggers import HTTP, Reply, Request
 from blacksmith_dagster.redaction import Secret
@@ -116,7 +117,7 @@ class SegmentSource(Source):
         try:
             body = request.json(dict)
         except (BadRequest, ValidationError):
-            body, is_json = _not_quite_json(request), False
+            body, is_json = _not_quite_json(request.body) or request.json(dict), False
         messages = body.get("batch")
         if not isinstance(messages, list):
             if not is_json:
@@ -125,6 +126,8 @@ class SegmentSource(Source):
         received_at = _received_at(request)
         sent_at = parse_time(body.get("sentAt"), "$.sentAt")
         shared = {**_kept(request), **_object(body, "context", "$")}
+        if not is_json:
+            _check_numbers(shared, "$.context")
         events: list[TypedEvent | InvalidItem] = []
         for index, message in enumerate(messages):
             place = f"$.batch[{index}]"
@@ -191,9 +194,9 @@ class SegmentKey(WriteKey):
     def verify(self, headers: Mapping[bytes, bytes], body: bytes) -> str | None:
         if b"authorization" not in headers:
             try:
-                key = _decode_key(body).writeKey
+                key = _decode_key(without_mark(body)).writeKey
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                key = ""
+                key = str(_not_quite_json(body).get("writeKey", ""))
             basic = base64.b64encode(f"{key}:".encode("utf-8", "surrogatepass"))
             super().admit({b"authorization": b"Basic " + basic})
         return None
@@ -220,13 +223,16 @@ def _message_schema(type_: str) -> Mapping[str, Any]:
     return {**json_object(("type", *_REQUIRED[type_]), **fields), "anyOf": whose}
 
 
-def _not_quite_json(request: Request) -> dict[str, Any]:
-    """A body whose only fault is that it has NaN or infinite numbers: libraries in Python send them."""
+def _not_quite_json(body: bytes) -> dict[str, Any]:
+    """An object whose only fault is that it has NaN or infinite numbers: libraries in Python send them.
+
+    Empty for anything else.
+    """
     try:
-        body = json.loads(request.body)
+        decoded = json.loads(without_mark(body))
     except (ValueError, RecursionError):
-        body = None
-    return body if isinstance(body, dict) else request.json(dict)
+        return {}
+    return decoded if isinstance(decoded, dict) else {}
 
 
 def _check_numbers(message: Any, place: str) -> None:

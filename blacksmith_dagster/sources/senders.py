@@ -15,7 +15,7 @@ import msgspec
 from blacksmith_dagster.errors import BadRequest, DeclarationError, Reject, ValidationError
 from blacksmith_dagster.pipeline.access import Auth
 from blacksmith_dagster.pipeline.limits import DEFAULT, Limits
-from blacksmith_dagster.pipeline.model import JSONSchema
+from blacksmith_dagster.pipeline.model import JSONSchema, check_json
 from blacksmith_dagster.pipeline.signatures import (
     GitHubSignature,
     SlackSignature,
@@ -56,6 +56,8 @@ TEXT: Mapping[str, Any] = {
 """JSON Schema of a text that a database can store."""
 KEY: Mapping[str, Any] = {**TEXT, "maxLength": 512}
 TIME: Mapping[str, Any] = {"type": "string", "format": "date-time"}
+NOTHING: Mapping[str, Any] = {"not": {}}
+"""What a source accepts for which no type is declared."""
 _MILLISECONDS = 100_000_000_000  # as seconds, the year 5138
 _LAST_SECOND = _MILLISECONDS - 1
 
@@ -164,9 +166,9 @@ class TypedSource(Source, ABC):
         named = [declared for declared in self._types if declared != _OTHERS]
         bodies = [body({"const": name}, self._types[name].schema) for name in named]
         if _OTHERS in self._types:
-            others = {**TEXT, "not": {"enum": named}}
+            others = {**TEXT, "not": {"enum": named}} if named else TEXT
             bodies.append(body(others, self._types[_OTHERS].schema))
-        return bodies
+        return bodies or [NOTHING]
 
     def _source_event(self, type: str) -> AnySourceEvent:
         source_event = self._types.get(type) or self._types.get(_OTHERS)
@@ -380,7 +382,10 @@ class StandardWebhooksSource(SignedSource):
 
     def _receive(self, request: Request) -> WebhookResult:
         """A webhook in the format of Standard Webhooks."""
-        sender = "webhook" if "webhook-id" in request.headers else "svix"
+        # As the signature chooses them: the id must be the one that is signed.
+        names = request.headers
+        is_svix = "svix-signature" in names and "webhook-signature" not in names
+        sender = "svix" if is_svix else "webhook"
         body: dict[str, Any] = request.json(dict)
         source_event = self._source_event(text_field(body, "type"))
         if "data" not in body:
@@ -404,7 +409,10 @@ def _json_object_in(body: bytes) -> dict[str, Any] | msgspec.Raw:
     if len(body) <= _DECODED_BYTES or not body.lstrip().startswith(b"{"):
         payload: dict[str, Any] = decode_body(body, dict)
         return payload
-    decode_body(body, msgspec.Raw)
+    try:
+        check_json(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
     return msgspec.Raw(body)
 
 

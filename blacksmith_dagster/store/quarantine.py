@@ -86,13 +86,25 @@ class Quarantine:
 
     def drop_selected(self, selected: Selection) -> Iterator[int]:
         """Delete the selected requests in small transactions; yields how many each has deleted."""
+        return self.drop_numbers(self.numbers(selected))
+
+    def numbers(self, selected: Selection) -> Sequence[int]:
+        """The numbers of the selected requests, in order."""
         matching = select(quarantine.c.id).where(*self._conditions(selected))
         with self._database.reading() as conn:
-            ids = conn.execute(matching.order_by(quarantine.c.id)).scalars().all()
-        for batch in batched(ids, _BATCH):
+            return conn.execute(matching.order_by(quarantine.c.id)).scalars().all()
+
+    def drop_numbers(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Delete the requests with these numbers that still exist, in small transactions; yields how
+        many each has deleted."""
+        for batch in batched(numbers, _BATCH):
+            named = quarantine.c.id.in_(batch)
+            # In the order of their numbers, so that concurrent drops cannot deadlock.
+            locked = select(quarantine.c.id).where(named).order_by(quarantine.c.id)
             with self._database.writing() as conn:
-                dropped = conn.execute(delete(quarantine).where(quarantine.c.id.in_(batch)))
-            yield dropped.rowcount
+                conn.execute(locked.with_for_update())
+                dropped = conn.execute(delete(quarantine).where(named)).rowcount
+            yield dropped
 
     def expired(self, retention: Mapping[str, Retention]) -> Mapping[str, Selection]:
         """What is past its retention, by event type."""
@@ -120,7 +132,8 @@ class Quarantine:
         if selected.before is not None:
             yield quarantine.c.received_at < selected.before
         if selected.error is not None:
-            yield quarantine.c.error.contains(selected.error, autoescape=True)
+            # Not LIKE, which ignores case on SQLite.
+            yield func.replace(quarantine.c.error, selected.error, "") != quarantine.c.error
 
     def sizes(self) -> Mapping[str, int]:
         """How many requests are in quarantine, by event type."""

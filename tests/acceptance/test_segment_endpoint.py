@@ -200,7 +200,7 @@ def test_one_bad_event_in_a_batch(webhooks: Webhooks) -> None:
     kept = sent(webhooks, "/lenient/v1/batch", batch)
     assert (kept.status_code, kept.json()) == (200, {"success": True})
     assert len(webhooks.store.quarantine.oldest()) == before + 1
-    assert not webhooks.new()
+    assert len(webhooks.new()) == 3
 
 
 def test_clock_is_set_right_by_the_time_of_arrival_when_a_request_is_retried(
@@ -241,8 +241,8 @@ def test_large_batches_are_accepted(webhooks: Webhooks) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
-        ("/v1/track", "", 422),
-        ("/v1/track", "{", 422),
+        ("/v1/track", "", 400),
+        ("/v1/track", "{", 400),
         ("/v1/track", "[]", 422),
         ("/v1/track", '{"userId": "u"}', 422),
         ("/v1/track", '{"event": "Ordered"}', 422),
@@ -250,11 +250,11 @@ def test_large_batches_are_accepted(webhooks: Webhooks) -> None:
         ("/v1/track", '{"userId": "u", "event": "e", "timestamp": "noon"}', 422),
         ("/v1/track", '{"userId": "u", "event": "e", "messageId": ""}', 422),
         ("/v1/track", '{"userId": "u", "event": "e", "messageId": "a\\u0000"}', 422),
-        ("/v1/track", '{"userId": "u", "event": "e", "context": {"a": "\\ud800"}}', 422),
+        ("/v1/track", '{"userId": "u", "event": "e", "context": {"a": "\\ud800"}}', 400),
         ("/v1/batch", "{}", 422),
         ("/v1/batch", '{"batch": [7]}', 422),
         ("/v1/batch", '{"batch": [{"type": "metric", "userId": "u"}]}', 422),
-        ("/v1/batch", f'{{"batch": {"[" * 5000}', 422),
+        ("/v1/batch", f'{{"batch": {"[" * 5000}', 400),
         ("/v1/tracks", "{}", 404),
     ],
 )

@@ -121,6 +121,27 @@ def test_an_unsigned_get_creates_nothing_where_events_are_signed(
     assert store.quarantine.sizes() == {}
 
 
+def test_head_is_not_served_beside_a_get(gateway: GatewayProcess, store: Store) -> None:
+    before = store.log.newest("meta/changed", limit=10)
+    assert httpx.head(f"{gateway.url}/meta").status_code == 405
+    assert store.log.newest("meta/changed", limit=10) == before
+
+
+def test_a_request_of_svix_keeps_the_id_that_is_signed(gateway: GatewayProcess) -> None:
+    body = b'{"type": "user.created", "data": {}}'
+    sent = {
+        name.replace("webhook", "svix"): value
+        for name, value in signature("/v1/hooks", body).items()
+    }
+    ids = [
+        httpx.post(f"{gateway.url}/v1/hooks", content=body, headers={**sent, **forged}).json()[
+            "ids"
+        ]
+        for forged in ({}, {"webhook-id": "another"})
+    ]
+    assert ids[0] == ids[1]
+
+
 def test_a_get_creates_events_where_none_are_signed(gateway: GatewayProcess, store: Store) -> None:
     assert httpx.get(f"{gateway.url}/pixel", params={"mail": "7"}).status_code == 202
     (event,) = store.log.newest("plain/opened", limit=1)
@@ -176,6 +197,26 @@ AMBIGUOUS = {
             body=b"9\r\n" + BODY + b"\r\n0\r\n\r\n",
         ),
         "only Transfer-Encoding: chunked",
+    ),
+    "chunked_in_http_1_0": (
+        raw(
+            "/v1/inbox/accepted",
+            "Transfer-Encoding: chunked",
+            version="HTTP/1.0",
+            length=False,
+            body=b"9\r\n" + BODY + b"\r\n0\r\n\r\n",
+        ),
+        "HTTP/1.0 has no Transfer-Encoding",
+    ),
+    "upgrade_to_another_protocol": (
+        raw("/v1/inbox/accepted", "Connection: Upgrade", "Upgrade: h2c").replace(
+            b"Connection: close\r\n", b""
+        ),
+        "without the header Upgrade",
+    ),
+    "signed_id_twice": (
+        raw("/v1/inbox/accepted", "Webhook-Id: a", "Webhook-Id: b"),
+        "webhook-id came more than once",
     ),
     "length_and_chunked": (
         raw("/v1/inbox/accepted", "Transfer-Encoding: chunked"),
@@ -340,7 +381,7 @@ class Sender(requests.auth.AuthBase):
         return request
 
 
-def test_senders_endpoints_describe_their_schema(gateway: GatewayProcess) -> None:
+def test_senders_endpoints_describe_their_schema(gateway: GatewayProcess, store: Store) -> None:
     schema = schemathesis.openapi.from_url(f"{gateway.url}/_openapi.json")
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
     senders = [
@@ -356,6 +397,9 @@ def test_senders_endpoints_describe_their_schema(gateway: GatewayProcess) -> Non
         ]
         assert content, f"{operation.path} is described by no schema"
         _send_valid(operation)
+    # No schema can compare two times.
+    errors = [item.error for item in store.quarantine.oldest()]
+    assert [error for error in errors if "too far from sentAt" not in error] == []
 
 
 def _send_valid(operation: Any) -> None:

@@ -209,6 +209,7 @@ def test_the_password_of_a_revealed_url_is_masked_by_itself(
         ("NO_PROXY", "localhost,fd00::/8"),
         ("no_proxy", "2001:db8::/32"),
         ("NO_PROXY", "[::1]"),
+        ("HTTP_PROXY", "http://proxy.example:port"),
         ("HTTPS_PROXY", "ftp://me:p4ssword@proxy.example"),
         ("ALL_PROXY", "socks5://me:p4ssword@proxy.example"),
         ("SSL_CERT_FILE", "/no/such/file"),

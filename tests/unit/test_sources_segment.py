@@ -7,14 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from blacksmith_dagster import Request, Secret
+from blacksmith_dagster import Blacksmith, Request, Secret
 from blacksmith_dagster.errors import (
     BadRequest,
     DeclarationError,
     RequestError,
+    TooLarge,
     Unauthorized,
     ValidationError,
 )
+from blacksmith_dagster.ingest.extract import Extractor
 from blacksmith_dagster.pipeline.event import Event, InvalidItem, TypedEvent
 from blacksmith_dagster.sources import SegmentSource
 
@@ -217,6 +219,16 @@ def test_a_number_that_json_lacks_fails_its_message_only(shop: SegmentSource, nu
     assert isinstance(third, TypedEvent)
     assert isinstance(invalid, InvalidItem)
     assert "no infinite numbers - at `$.batch[1]`" in str(invalid.error)
+
+
+def test_what_a_bad_message_shares_is_not_kept_without_a_limit(shop: SegmentSource) -> None:
+    app = Blacksmith(sources=[shop], destinations=[])
+    (webhook,) = [webhook for webhook in shop.webhooks if webhook.on.path == "/v1/batch"]
+    extract = Extractor(app, webhook, quarantines_invalid=True).extract
+    body = {"batch": [7] * 100, "context": {"text": "x" * 100_000}}
+    with pytest.raises(TooLarge, match="too much to keep in quarantine"):
+        extract(Request.of(body))
+    assert len(extract(Request.of({**body, "batch": [7] * 10})).quarantined) == 10
 
 
 # ------------------------------------------------------------------------------ the write key

@@ -22,10 +22,12 @@ class Order(msgspec.Struct):
     total: float = 0.0
 
 
-segment = SegmentSource("segment", write_key=[Secret("SEGMENT_KEY"), Secret("SEGMENT_KEY_OLD")])
-lenient = SegmentSource(
-    "lenient", write_key=Secret("SEGMENT_KEY"), path="/lenient/v1", on_invalid="quarantine"
+segment = SegmentSource(
+    "segment",
+    write_key=[Secret("SEGMENT_KEY"), Secret("SEGMENT_KEY_OLD")],
+    on_invalid="reject",
 )
+lenient = SegmentSource("lenient", write_key=Secret("SEGMENT_KEY"), path="/lenient/v1")
 github = GitHubSource("github", secret=[Secret("GITHUB_SECRET"), Secret("GITHUB_SECRET_OLD")])
 pushed = github.on("push")
 others = github.on("*", name="other")
