@@ -99,9 +99,17 @@ class LoaderProcess:
         self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
+        """SIGTERM, once it has started far enough to handle that; returns the exit code."""
+        until(self._handles_sigterm, what="it handles SIGTERM")
         self.process.terminate()
         return self.process.wait(30)
+
+    def _handles_sigterm(self) -> bool:
+        if self.process.poll() is not None:
+            return True
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
 
     def __enter__(self) -> Self:
         return self
