@@ -161,6 +161,7 @@ def test_an_upgrade_waits_for_a_transaction_and_nothing_waits_for_the_upgrade(
     with closing(open_store(postgres_url, upgrade=True)) as store, ThreadPoolExecutor() as threads:
         store.register(app)
         next_version.write_text(script)
+        schema.newest.cache_clear()
         monkeypatch.setattr(postgres, "_UPGRADE_PAUSE", 0.1)
         tried = threading.Semaphore(0)
         upgrade = schema.upgrade
