@@ -58,6 +58,7 @@ def test_a_run_purges_and_reports_what_has_gone(
     monkeypatch.setenv("BLACKSMITH_ARCHIVE_URL", str(tmp_path / "archive"))
     assert metadata(run(store_url, instance)) == {
         "events_deleted": 3,
+        "quarantined_removed": 0,
         "table_partitions_dropped": 0,
         "files_archived": 1,
         "tables_postponed": 0,
