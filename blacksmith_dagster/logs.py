@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -12,13 +11,12 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
-from urllib.parse import unquote
 
 import click
 import msgspec
 
 from blacksmith_dagster.errors import SettingsError
-from blacksmith_dagster.redaction import hide, masked, traced
+from blacksmith_dagster.redaction import hide_passwords, masked, traced
 
 FIELDS = ("event", "destination", "load", "run")
 """What a line may be about: the paths of an event and the name of a destination, a load's number, the
@@ -26,7 +24,6 @@ id of a Dagster run."""
 
 _SETTING = "BLACKSMITH_LOG"
 _JSON = "json"
-_PASSWORDS = (re.compile(r"://[^:/@]*:([^@]+)@"), re.compile(r"://[^:/@]*:(.+)@"))
 
 _fields: ContextVar[Mapping[str, object]] = ContextVar(
     "blacksmith_log_fields", default=MappingProxyType({})
@@ -168,10 +165,7 @@ def _hide_passwords() -> None:
     """Hide the passwords in the environment's URLs; a `Secret` is hidden once it is revealed."""
     for name, url in os.environ.items():
         if name.startswith("BLACKSMITH_") and name.endswith("_URL"):
-            for pattern in _PASSWORDS:
-                for password in pattern.findall(url):
-                    hide(password)
-                    hide(unquote(password))
+            hide_passwords(url)
 
 
 def _log_uncaught(

@@ -96,6 +96,12 @@ def hide(secret: str) -> None:
             _hidden = tuple(sorted(forms, key=len, reverse=True))
 
 
+def hide_passwords(url: str) -> None:
+    """From now on, mask the password of a URL, but not the URL itself."""
+    for password in _passwords(url):
+        hide(password)
+
+
 def _passwords(url: str) -> Iterator[str]:
     """What may be a password in a URL, as it is written there and as a driver repeats it."""
     for pattern in _PASSWORDS:

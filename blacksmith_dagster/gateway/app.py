@@ -31,7 +31,7 @@ from blacksmith_dagster.errors import (
 )
 from blacksmith_dagster.gateway.body import BodyReader, Reservation, unpack
 from blacksmith_dagster.gateway.health import Health
-from blacksmith_dagster.gateway.openapi import described, http_endpoints
+from blacksmith_dagster.gateway.openapi import described, http_endpoints, is_unsigned
 from blacksmith_dagster.gateway.responses import (
     Accepted,
     Deprecations,
@@ -45,7 +45,6 @@ from blacksmith_dagster.ingest.group_commit import GroupCommit, StoreOutages
 from blacksmith_dagster.ingest.quarantine import KEY_HEADER, raw_request_of
 from blacksmith_dagster.pipeline.access import is_within
 from blacksmith_dagster.pipeline.application import Blacksmith
-from blacksmith_dagster.pipeline.signatures import Signature
 from blacksmith_dagster.pipeline.source import AnySourceEvent, Webhook
 from blacksmith_dagster.pipeline.triggers import HTTP, Request
 from blacksmith_dagster.pipeline.validation import Duration, seconds
@@ -185,8 +184,7 @@ class EventEndpoint:
         self._event = event
         self._bodies = bodies
         self._commits = commits
-        # A GET has no body that its sender could sign.
-        self._is_unsigned = on.method == "GET" and isinstance(event.auth, Signature)
+        self._is_unsigned = is_unsigned(event, on)
         self._auth = None if self._is_unsigned else event.auth
         self._quarantines_invalid = event.on_invalid == "quarantine"
         self._extractor = Extractor(app, event, quarantines_invalid=self._quarantines_invalid)

@@ -86,17 +86,15 @@ def described(app: Blacksmith) -> dict[str, Any]:
         if on.method == "GET":
             del operation["requestBody"]
         if isinstance(event, Webhook):
-            described_so = event.describe()
-            operation |= described_so
-            operation["parameters"] = [*_parameters(event), *described_so.get("parameters", ())]
+            own = event.describe()
+            parameters = [*_parameters(event), *own.get("parameters", ())]
+            operation |= {**own, "parameters": parameters}
         description = (
             event.description if isinstance(event, SourceEvent) else event.function.__doc__
         )
         if description:
             operation["description"] = inspect.cleandoc(description)
-        if event.auth is not None and not (
-            on.method == "GET" and isinstance(event.auth, Signature)
-        ):
+        if event.auth is not None and not is_unsigned(event, on):
             name = f"{event.source.name}.{type(event.auth).__name__}"
             if security.setdefault(name, _scheme(event.auth)) != _scheme(event.auth):
                 name = f"{event.path.replace('/', '.')}.{type(event.auth).__name__}"
@@ -109,6 +107,12 @@ def described(app: Blacksmith) -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": security},
     }
+
+
+def is_unsigned(event: AnySourceEvent | Webhook, on: HTTP) -> bool:
+    """Whether requests need no signature although the events of the source are signed: a GET has no
+    body that its sender could sign."""
+    return on.method == "GET" and isinstance(event.auth, Signature)
 
 
 def http_endpoints(app: Blacksmith) -> Iterator[tuple[AnySourceEvent | Webhook, HTTP]]:

@@ -84,7 +84,7 @@ class Terminal:
         return self._process.poll() is not None
 
     def interrupt(self) -> None:
-        """Press Ctrl-C. The terminal is nobody's controlling one, so the signal is sent."""
+        """Send SIGINT, as Ctrl-C does: the terminal controls no process here."""
         self._process.send_signal(signal.SIGINT)
 
     def wait(self, seconds: float = 60) -> int:

@@ -36,7 +36,7 @@ def check_duration(
     *,
     may_be_zero: bool = False,
 ) -> None:
-    """Assert that `declare` takes durations, and names `place` in the error for what is none."""
+    """Assert that `declare` takes durations, and names `place` in the error for anything else."""
     for duration in right:
         declare(duration)
     zeros = [] if may_be_zero else ["0s", "0.0001ms", timedelta(0)]

@@ -20,7 +20,7 @@ _SECONDS_TO_END = 2.0  # for what a test has told to end and did not wait for
 
 
 class LeftRunning(NamedTuple):
-    """A process that nobody ended, and the test that ran when it was started."""
+    """A process that was not ended, and the test that started it."""
 
     test: str
     command: str

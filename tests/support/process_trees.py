@@ -10,7 +10,7 @@ from tests.support.waiting import until
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs: a zombie, which nobody has reaped yet, does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

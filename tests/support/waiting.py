@@ -22,7 +22,7 @@ def until(
             shown = what() if callable(what) else what
             raise AssertionError(f"not within {seconds} s: {shown or condition}")
         took = time.monotonic() - looked
-        time.sleep(min(max(took, 0.01), 0.2))  # who is waited for needs the core too
+        time.sleep(min(max(took, 0.01), 0.2))  # leave the core to the process that is waited for
         looked = time.monotonic()
     return value
 
