@@ -77,7 +77,7 @@ def dev(app: str | None, port: int, ui_port: int) -> None:
     gateway_command += [f"--port={port}"] if own is None else []
     ui_url = f"http://127.0.0.1:{ui_port}"
     # The gateway's certificate names another host.
-    with httpx.Client(verify=False, timeout=30) as client:
+    with httpx.Client(verify=False, timeout=10) as client:
         run_together(
             {
                 "gateway": gateway_command,

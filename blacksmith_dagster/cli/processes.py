@@ -40,8 +40,8 @@ def run_together(
     it their lines, each with its name. Each command has a process group of its own, so that it gets
     Ctrl-C once, from here, and so that nothing that it has started outlives it.
 
-    Raises `click.ClickException` with the message of the one that has ended, and what `has_started`
-    raises.
+    Raises `click.ClickException` with the message of the one that cannot start or has ended, and what
+    `has_started` raises.
     """
     # SIGINT too: a shell starts its background processes with SIGINT ignored.
     for number in _SIGNALS:
@@ -77,11 +77,16 @@ def run_together(
             ended = [name for name, child in children.items() if child.poll() is not None]
             _stop(children.values(), _STOP_SECONDS if is_up or interrupted else _ABORT_SECONDS)
             output.join()
-    for name in [*output.failed, *ended]:
-        if not interrupted:
-            message = output.message(name) or f"ended with exit code {children[name].returncode}"
-            more = "" if is_up else f"; all that it printed is in {log}"
-            raise click.ClickException(f"{name}: {message}{more}")
+    if interrupted:
+        return
+    name = [*output.failed, *ended][0]
+    code = f"{name} ended with exit code {children[name].returncode}"
+    if is_up:
+        raise click.ClickException(f"{code}; see its last lines above")
+    message = output.message(name)
+    raise click.ClickException(
+        f"{name}: {message}; all that it printed is in {log}" if message else code
+    )
 
 
 class _Output:
@@ -134,10 +139,11 @@ class _Output:
 
     def _add(self, name: str, line: str) -> None:
         plain, prefix = click.unstyle(line).strip(), f"{name:{self._width}} |"
-        if match := _CANNOT_LISTEN.fullmatch(plain):
+        match = _MESSAGE.fullmatch(plain)
+        # Once all have started, such a line is another one's: of the user's own code, say.
+        if not self._shown and (cannot_listen := _CANNOT_LISTEN.fullmatch(plain)):
+            match = cannot_listen
             self.failed.append(name)
-        else:
-            match = _MESSAGE.fullmatch(plain)
         if match:
             self._messages[name] = next(filter(None, match.groups()), plain)
             self._with_errors.add(name)
@@ -154,10 +160,12 @@ def _stop(children: Collection[subprocess.Popen[str]], seconds: float) -> None:
         if child.poll() is None:
             child.send_signal(signal.SIGINT)
     deadline = time.monotonic() + seconds
-    for child in children:
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(max(deadline - time.monotonic(), 0))
-    for child in children:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+    try:
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(max(deadline - time.monotonic(), 0))
+    finally:  # a second Ctrl-C waits no longer
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()

@@ -170,6 +170,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         terminal.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # it waits for Dagster to start and to load
 def test_init_makes_a_project_that_runs(session: Session) -> None:
     assert session.rows == ['{"id":"1","email":"ada@example.com","total":250.0}']
@@ -183,6 +184,8 @@ def test_init_makes_a_project_that_runs(session: Session) -> None:
     assert session.left == []
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # if it is run by itself
 def test_dev_prints_no_warnings(session: Session) -> None:
     """The URLs are the last of its own lines; below them are those of the two, with their names."""
     first, gateway, dagster, *others, _ = session.lines
@@ -378,18 +381,20 @@ def test_an_option_without_effect_is_refused(dev: Callable[..., tuple[Result, De
     assert "which --tls-key would not reach" in refused.output
 
 
-def run_together(folder: Path, *, up: bool = False, **commands: list[str]) -> None:
+def run_together(
+    folder: Path, has_started: Callable[[], bool] = lambda: False, **commands: list[str]
+) -> None:
     processes.run_together(
         commands,
         folder,
         dict(os.environ),
-        has_started=lambda: up,
+        has_started=has_started,
         started="up",
         log=folder / "startup.log",
     )
 
 
-def test_when_one_process_ends_the_other_is_stopped(tmp_path: Path) -> None:
+def test_when_one_process_cannot_start_the_other_is_stopped(tmp_path: Path) -> None:
     script = "echo first; echo 'Traceback:'; echo 'ValueError: broken'; echo; exit 3"
     with pytest.raises(click.ClickException) as raised:
         run_together(tmp_path, gateway=["sh", "-c", script], dagster=["sleep", "600"])
@@ -397,8 +402,20 @@ def test_when_one_process_ends_the_other_is_stopped(tmp_path: Path) -> None:
     assert raised.value.message == f"gateway: ValueError: broken; all that it printed is in {log}"
     assert "gateway | first\n" in log.read_text()
     assert not [child for child in psutil.Process().children() if "sleep" in child.cmdline()]
-    with pytest.raises(click.ClickException, match=r"gateway: ended with exit code 3$"):
-        run_together(tmp_path, up=True, gateway=["sh", "-c", "sleep 1; exit 3"])
+
+
+def test_when_one_process_ends_the_other_is_stopped(tmp_path: Path) -> None:
+    def has_started() -> bool:
+        (tmp_path / "up").touch()
+        return True
+
+    # A line of the user's own code, which looks like that of a server that cannot listen.
+    line = "echo 'ERROR: [Errno 111] Connection refused'"
+    script = f"while [ ! -e up ]; do sleep 0.1; done; {line}; sleep 1; exit 3"
+    ended = "gateway ended with exit code 3; see its last lines above"
+    with pytest.raises(click.ClickException, match=ended):
+        run_together(tmp_path, has_started, gateway=["sh", "-c", script], dagster=["sleep", "600"])
+    assert not [child for child in psutil.Process().children() if "sleep" in child.cmdline()]
 
 
 def test_a_process_that_cannot_listen_need_not_end(tmp_path: Path) -> None:
@@ -414,7 +431,7 @@ def test_a_process_that_ignores_the_signal_is_killed_with_its_children(
     monkeypatch.setattr(processes, "_ABORT_SECONDS", 0.5)
     pid = tmp_path / "pid"
     waits = f"while [ ! -s {pid} ]; do sleep 0.1; done"
-    with pytest.raises(click.ClickException, match="gateway: ended with exit code 0"):
+    with pytest.raises(click.ClickException, match="gateway ended with exit code 0"):
         run_together(
             tmp_path,
             dagster=[sys.executable, "-c", STUBBORN, str(pid)],
